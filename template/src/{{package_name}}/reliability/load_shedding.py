@@ -1,0 +1,74 @@
+"""Admission control: a bounded number of calls in flight, a bounded queue, then a clear "busy" (R59).
+
+Without it every client that retries a slow server makes it slower: work piles up that nobody waits for any more.
+"""
+
+from __future__ import annotations
+
+import anyio
+
+from .errors import Overloaded, ShuttingDown
+
+
+class LoadShedder:
+    """First come, first served admission of calls.
+
+    Args:
+        max_concurrent: Calls in flight at the same time; at least 1.
+        max_queued: Calls that may wait for a place; 0 refuses at once.
+        queue_timeout_s: Longest wait for a place, in seconds.
+    """
+
+    def __init__(self, *, max_concurrent: int, max_queued: int, queue_timeout_s: float) -> None:
+        self.max_concurrent = max_concurrent
+        self.max_queued = max_queued
+        self.queue_timeout_s = queue_timeout_s
+        self.queued = 0
+        self.draining = False
+        self._places = anyio.Semaphore(max_concurrent, max_value=max_concurrent, fast_acquire=True)
+
+    @property
+    def in_flight(self) -> int:
+        """Calls that hold a place now."""
+        return self.max_concurrent - self._places.value
+
+    async def acquire(self) -> None:
+        """Take a place; give it back with `release`.
+
+        Raises:
+            Overloaded: The queue is full, or no place came free within `queue_timeout_s`.
+            ShuttingDown: `drain` was called.
+        """
+        if self.draining:
+            raise ShuttingDown
+        try:
+            self._places.acquire_nowait()
+        except anyio.WouldBlock:
+            await self._wait_for_place()
+
+    def release(self) -> None:
+        """Give a place back; whoever waits longest gets it."""
+        self._places.release()
+
+    def drain(self) -> None:
+        """Refuse every new call from now on. Calls that already wait or run are not disturbed (R68)."""
+        self.draining = True
+
+    async def _wait_for_place(self) -> None:
+        if self.queued >= self.max_queued:
+            raise Overloaded(
+                f"The server is busy: {self.max_concurrent} calls are running and {self.queued} are waiting.",
+                retry_after_s=self.queue_timeout_s,
+            )
+        self.queued += 1
+        try:
+            with anyio.move_on_after(self.queue_timeout_s) as scope:
+                await self._places.acquire()
+                return
+        finally:
+            self.queued -= 1
+        if scope.cancelled_caught:
+            raise Overloaded(
+                f"The server is busy: no place came free within {self.queue_timeout_s:g} s.",
+                retry_after_s=self.queue_timeout_s,
+            )

@@ -1,0 +1,160 @@
+"""JSON log lines on stderr that never block a call (R6).
+
+Every logger of the process ends here: ours, the SDK's, uvicorn's. A line is a JSON object with `time` (RFC 3339, UTC),
+`level`, `event`, `logger`, and inside a call `request_id`, `tool` and `reference`. Extra fields come from
+`logger.info("event", extra={"key": value})`. Values that look like secrets are replaced.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import threading
+import time
+from collections import deque
+from contextvars import ContextVar
+from typing import Final
+
+log_context: ContextVar[dict[str, object] | None] = ContextVar("log_context", default=None)
+"""Fields that are added to every line logged inside the current call."""
+
+REDACTED: Final = "[redacted]"
+_FLUSH_INTERVAL_S = 0.02
+_SECRET_KEY = re.compile(
+    r"pass(word|wd|phrase)?$|secret|token$|api[_-]?key|auth(orization)?$|credential|cookie|private[_-]?key", re.IGNORECASE
+)
+_SECRET_TEXT = re.compile(
+    r"(?P<scheme>\b(?:bearer|basic)\s+)[\w\-.~+/]{8,}=*"
+    r"|(?P<user>://[^/\s:@]{0,256}:)[^/\s@]{1,256}(?=@)"
+    r"|(?P<key>\b(?:password|passwd|secret|token|api[_-]?key)[\"']?\s{0,4}[=:]\s{0,4})[\"']?[^\s\"',;&]{1,256}[\"']?"
+    r"|\b(?:sk|pk|ghp|gho|ghs|glpat|xox[abps])[-_][\w-]{12,}",
+    re.IGNORECASE,
+)
+_STANDARD_FIELDS = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName", "color_message"}
+
+
+def redact(text: str) -> str:
+    """`text` with everything that looks like a credential replaced by `[redacted]`."""
+    return _SECRET_TEXT.sub(lambda m: (m["scheme"] or m["user"] or m["key"] or "") + REDACTED, text)
+
+
+def _plain(key: str, value: object) -> object:
+    """A JSON value for `value`, redacted by its key and by its text."""
+    if _SECRET_KEY.search(key):
+        return REDACTED
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, dict):
+        return {str(k): _plain(str(k), v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(key, item) for item in value]
+    return redact(str(value))
+
+
+class JsonFormatter(logging.Formatter):
+    """One line of JSON per record; line breaks in texts are escaped, so a line is always one event."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as JSON."""
+        seconds = int(record.created)
+        line: dict[str, object] = {
+            "time": f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "event": redact(record.getMessage()),
+            "logger": record.name,
+        }
+        if context := log_context.get():
+            line.update(context)
+        for key, value in record.__dict__.items():
+            if key not in _STANDARD_FIELDS:
+                line[key] = _plain(key, value)
+        if record.exc_info and record.exc_info[0] is not None:
+            line["exception"] = redact(self.formatException(record.exc_info))
+        if record.stack_info:
+            line["stack"] = record.stack_info
+        return json.dumps(line, default=str, ensure_ascii=False)
+
+
+class BackgroundHandler(logging.Handler):
+    """Writes lines from a daemon thread.
+
+    A terminal that is paused or a pipe that nobody reads blocks a write for ever; here it costs at most `capacity`
+    lines of memory. When that is reached the oldest lines are dropped, and their number is logged.
+    """
+
+    def __init__(self, fd: int, *, capacity: int = 10_000) -> None:
+        super().__init__()
+        self._fd = fd
+        self._lines: deque[str] = deque(maxlen=capacity)
+        self._dropped = 0
+        self._wake = threading.Event()
+        self._idle = threading.Event()
+        self._idle.set()
+        threading.Thread(target=self._write_lines, name="log-writer", daemon=True).start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Queue the record's line. Never blocks, never raises."""
+        try:
+            line = self.format(record)
+        except Exception:
+            self.handleError(record)
+            return
+        if len(self._lines) == self._lines.maxlen:
+            self._dropped += 1
+        self._lines.append(line)
+        if not self._wake.is_set():
+            self._idle.clear()
+            self._wake.set()
+
+    def flush(self, timeout_s: float = 0.5) -> None:
+        """Wait until everything queued is written, at most `timeout_s` seconds."""
+        self._idle.wait(timeout_s)
+
+    def _write_lines(self) -> None:
+        while True:
+            self._wake.wait()
+            if self._lines and logging.getLogger().isEnabledFor(logging.NOTSET):
+                time.sleep(0)
+            self._wake.clear()
+            batch = self._take_batch()
+            if batch:
+                self._write(batch)
+            if not self._lines:
+                self._idle.set()
+            time.sleep(_FLUSH_INTERVAL_S)  # collects a burst into one write instead of one thread switch a line
+
+    def _take_batch(self) -> str:
+        lines: list[str] = []
+        while self._lines and len(lines) < 1000:
+            lines.append(self._lines.popleft())
+        if self._dropped:
+            dropped, self._dropped = self._dropped, 0
+            lines.append(json.dumps({"level": "warning", "event": "log lines dropped", "count": dropped}))
+        return "".join(line + "\n" for line in lines)
+
+    def _write(self, text: str) -> None:
+        data = memoryview(text.encode("utf-8", "backslashreplace"))
+        try:
+            while data:
+                data = data[os.write(self._fd, data) :]
+        except OSError:
+            return  # stderr is gone; there is nowhere left to say so
+
+
+def configure_logging(level: str, *, fd: int = 2) -> None:
+    """Send every logger of the process to `fd` as JSON, from `level` (debug, info, warning, error) upwards.
+
+    Call it before the SDK's server is created: its own set-up then leaves the root logger alone.
+    """
+    handler = BackgroundHandler(fd)
+    handler.setFormatter(JsonFormatter())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.captureWarnings(True)
+
+
+def flush_logs() -> None:
+    """Wait for queued lines to be written, for half a second at most."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
