@@ -1,0 +1,170 @@
+"""The questions: what is asked, what is refused, and what later releases rely on."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import keyword
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+from jinja2 import Environment, StrictUndefined
+
+if TYPE_CHECKING:
+    from tests.render.conftest import Renderer
+
+RUNTIME = ("mcp", "structlog", "pydantic-settings", "uvicorn")
+
+
+@pytest.fixture(scope="session")
+def questions(root: Path) -> dict[str, Any]:
+    return {name: body for name, body in _config(root).items() if not name.startswith("_")}
+
+
+def test_every_question_has_a_sentence_of_help_and_a_default(questions: dict[str, Any]) -> None:
+    for name, question in questions.items():
+        assert "default" in question, name
+        if question.get("when") is not False:
+            assert re.fullmatch(r"[A-Z].*[.?]", question["help"]), name
+
+
+def test_no_feature_is_used_that_needs_trust(root: Path) -> None:
+    assert not {"_tasks", "_migrations", "_jinja_extensions", "_skip_if_exists"} & set(_config(root))
+
+
+@pytest.mark.parametrize(
+    ("preset", "transports", "clients", "ci"),
+    [
+        ("stdio", ["stdio"], ["claude-code"], "github"),
+        ("http", ["http"], ["claude-code"], "github"),
+        ("full", ["stdio", "http"], ["claude-code", "cursor", "vscode"], "github"),
+        ("minimal", ["stdio"], [], "none"),
+    ],
+)
+def test_a_preset_sets_the_defaults(
+    render: Renderer, preset: str, transports: list[str], clients: list[str], ci: str
+) -> None:
+    answers = recorded(render(preset=preset))
+    assert (answers["transports"], answers["clients"], answers["ci"]) == (transports, clients, ci)
+
+
+def test_an_answer_beats_the_preset(render: Renderer) -> None:
+    answers = recorded(render(preset="minimal", transports=["http"], ci="gitlab"))
+    assert (answers["transports"], answers["ci"]) == (["http"], "gitlab")
+
+
+def test_the_number_of_the_questionnaire_is_recorded_and_computed_values_are_not(render: Renderer) -> None:
+    answers = recorded(render())
+    assert answers["questionnaire"] == 1
+    assert not [name for name in answers if name.endswith(("_modules", "_keywords"))]
+
+
+@pytest.mark.parametrize(
+    ("answers", "message"),
+    [
+        ({"project_name": "My-Server"}, '"My-Server" must be lower case'),
+        ({"project_name": "my_server"}, "single hyphens between them"),
+        ({"project_name": "my--server"}, "single hyphens between them"),
+        ({"project_name": "3d"}, "begin with a letter"),
+        ({"project_name": "my-server\n"}, "must be lower case"),
+        ({"project_name": ""}, "must be lower case"),
+        ({"project_name": "a" * 51}, "has 51 characters; 50 are the limit"),
+        ({"project_name": "pydantic-settings"}, "name of a dependency"),
+        ({"project_name": "python3"}, "a command, which this project would replace"),
+        ({"package_name": "my-server"}, "letters, digits and underscores"),
+        ({"package_name": "_private"}, "begin with a letter"),
+        ({"package_name": "lambda"}, "keyword of Python"),
+        ({"package_name": "json"}, "standard library"),
+        ({"package_name": "mcp"}, "module of a dependency"),
+        ({"description": " "}, "must not be empty"),
+        ({"description": "two\nlines"}, "must be one line"),
+        ({"description": "bell\a"}, "without control characters"),
+        ({"description": "x" * 301}, "has 301 characters"),
+        ({"author_name": ""}, "must not be empty"),
+        ({"author_name": "a\u2028b"}, "must be one line"),
+        ({"author_email": "nobody"}, "must look like name@example.com"),
+        ({"author_email": "a b@example.com"}, "must look like name@example.com"),
+        ({"author_email": "a@example.com\n"}, "must look like name@example.com"),
+        ({"license": "GPL"}, "Invalid choice for 'license'"),
+        ({"transports": []}, "At least one transport is needed"),
+        ({"transports": ["stdio", "carrier-pigeon"]}, "Invalid choice for 'transports'"),
+        ({"ci": "jenkins"}, "Invalid choice for 'ci'"),
+    ],
+)
+def test_a_wrong_answer_is_refused_with_its_reason(
+    render: Renderer, tmp_path: Path, answers: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        render.fresh(tmp_path / "project", **answers)
+    assert not (tmp_path / "project").exists()
+
+
+@pytest.mark.parametrize(
+    ("project", "package"),
+    [("my-server", "my_server"), ("weather", "weather"), ("json", "json_server"), ("async", "async_server")],
+)
+def test_the_package_is_named_after_the_project(render: Renderer, project: str, package: str) -> None:
+    assert recorded(render(project_name=project))["package_name"] == package
+
+
+def test_keywords_and_standard_library_of_this_python_are_taken(questions: dict[str, Any]) -> None:
+    public = {name for name in sys.stdlib_module_names if re.fullmatch("[a-z][a-z0-9_]*", name)}
+    assert public <= set(questions["stdlib_modules"]["default"].split())
+    lower = {name for name in keyword.kwlist if name.islower()}
+    assert lower == set(questions["python_keywords"]["default"].split())
+
+
+def test_names_of_all_runtime_dependencies_are_taken(questions: dict[str, Any]) -> None:
+    taken = set(questions["dependency_modules"]["default"].split())
+    distributions = _closure(RUNTIME)
+    modules = {
+        module
+        for module, owners in importlib.metadata.packages_distributions().items()
+        if module.isidentifier() and module[0] != "_" and {_normal(owner) for owner in owners} & distributions
+    }
+    assert modules - taken == set()
+    assert {name.replace("-", "_") for name in distributions} - taken <= {"colorama", "pywin32"}
+
+
+def test_exclusions_render_with_the_first_questionnaire_alone(root: Path) -> None:
+    """An update renders them with the answers of the previous release, which knew no later question."""
+    config = _config(root)
+    environment = Environment(undefined=StrictUndefined, autoescape=False)  # noqa: S701 - file patterns, not HTML
+    first = {"transports": ["stdio"], "license": "MIT", "clients": ["claude-code"], "ci": "github"}
+    for operation in ("copy", "update"):
+        for line in config["_exclude"]:
+            environment.from_string(line).render(first, _copier_operation=operation)
+
+
+def recorded(project: Path) -> dict[str, Any]:
+    answers = yaml.safe_load((project / ".copier-answers.yml").read_text(encoding="utf-8"))
+    assert isinstance(answers, dict)
+    return answers
+
+
+def _config(root: Path) -> dict[str, Any]:
+    config = yaml.safe_load((root / "copier.yml").read_text(encoding="utf-8"))
+    assert isinstance(config, dict)
+    return config
+
+
+def _closure(names: tuple[str, ...]) -> set[str]:
+    found: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        name = _normal(waiting.pop())
+        try:
+            requirements = importlib.metadata.requires(name) or []
+        except importlib.metadata.PackageNotFoundError:
+            continue  # needed on another system only
+        if name not in found:
+            found.add(name)
+            waiting += [re.split(r"[^\w.-]", line)[0] for line in requirements if "extra ==" not in line]
+    return found
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()

@@ -1,0 +1,164 @@
+"""What a rendered project holds: which files, well-formed, with nothing of the template left in them."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+if TYPE_CHECKING:
+    from tests.render.conftest import Renderer
+
+HOSTILE_TEXT = "Say \"hi\", \\n 'x' {{ 7 * 7 }} {% if %} # % ${HOME} <b>&amp; %s {0} é 漢字 🎉 \\"
+HOSTILE_NAME = "Seán O'Neil \"Bob\" \\ {Ltd}, ☃ <3; #1"
+
+
+def test_rendering_twice_changes_nothing(render: Renderer, project: Callable[..., Path]) -> None:
+    copy = project(preset="full")
+    before = contents(copy)
+    render.fresh(copy, preset="full")
+    assert contents(copy) == before
+
+
+def test_nothing_of_the_template_language_is_left(root: Path, every_pair: list[Path]) -> None:
+    questions = [name for name in yaml.safe_load((root / "copier.yml").read_text()) if not name.startswith("_")]
+    token = re.compile(rf"\{{%|%\}}|^[ \t]*# %|\{{\{{[-\s]*(?:_copier|{'|'.join(questions)})", re.MULTILINE)
+    # Python writes doubled braces in f-strings, and GitHub `${{ }}`; elsewhere they are a left-over.
+    braces = re.compile(r"(?<!\$)\{\{")
+    for project in every_pair:
+        for path in files(project):
+            assert not re.search(r"\.jinja|[{}\[\]]", path.relative_to(project).as_posix())
+            text = path.read_text(encoding="utf-8")
+            assert not token.search(text), path
+            assert path.suffix == ".py" or not braces.search(text), path
+
+
+def test_text_files_end_with_one_newline_and_have_no_trailing_blanks(every_pair: list[Path]) -> None:
+    for project in every_pair:
+        for path in files(project):
+            text = path.read_bytes().decode()
+            assert "\r" not in text, path
+            assert not text or (text.endswith("\n") and not text.endswith("\n\n")), path
+            assert not text.startswith("\n"), path
+            assert "\n\n\n" not in text or path.suffix == ".py" or path.name == "LICENSE", path
+            assert not re.search(r"[ \t]$", text, re.MULTILINE), path
+
+
+def test_every_structured_file_parses(every_pair: list[Path]) -> None:
+    for project in every_pair:
+        for path in files(project):
+            parse(path)
+
+
+def test_files_exist_where_they_were_asked_for_and_nowhere_else(every_pair: list[Path]) -> None:
+    for project in every_pair:
+        answers = yaml.safe_load((project / ".copier-answers.yml").read_text(encoding="utf-8"))
+        expected = {
+            "LICENSE": answers["license"] != "none",
+            ".mcp.json": "claude-code" in answers["clients"],
+            ".cursor": "cursor" in answers["clients"],
+            ".vscode": "vscode" in answers["clients"],
+            ".github": answers["ci"] == "github",
+            ".gitlab-ci.yml": answers["ci"] == "gitlab",
+        }
+        assert {name: (project / name).exists() for name in expected} == expected
+
+
+def test_no_directory_is_empty(every_pair: list[Path]) -> None:
+    for project in every_pair:
+        assert not [path for path in project.rglob("*") if path.is_dir() and not any(path.iterdir())]
+
+
+def test_a_default_project_has_at_most_60_files(render: Renderer) -> None:
+    assert len(files(render())) <= 60
+
+
+def test_a_project_without_http_does_not_mention_it(render: Renderer) -> None:
+    for name in ("README.md", ".env.example", "pyproject.toml", ".mcp.json"):
+        text = (render(transports=["stdio"]) / name).read_text(encoding="utf-8")
+        assert not re.search(r"HTTP_|uvicorn|127\.0\.0\.1|livez", text), name
+
+
+@pytest.mark.parametrize("license_name", ["MIT", "Apache-2.0", "BSD-3-Clause"])
+def test_the_licence_names_its_holder(render: Renderer, license_name: str) -> None:
+    project = render(license=license_name, author_name="Ada Lovelace")
+    text = (project / "LICENSE").read_text(encoding="utf-8")
+    assert text.count("Ada Lovelace") == 1
+    title = {"MIT": "MIT License", "Apache-2.0": "Apache License", "BSD-3-Clause": "BSD 3-Clause License"}
+    assert text.lstrip().startswith(title[license_name])
+    assert metadata(project)["license"] == license_name
+
+
+def test_a_private_project_cannot_be_uploaded_by_accident(render: Renderer) -> None:
+    project = metadata(render(license="none"))
+    assert project["classifiers"] == ["Private :: Do Not Upload"]
+    assert "license" not in project
+
+
+def test_hostile_free_text_arrives_unchanged(render: Renderer) -> None:
+    project = render(
+        preset="full", description=HOSTILE_TEXT, author_name=HOSTILE_NAME, author_email="o'neil+x@example.com"
+    )
+    for path in files(project):
+        parse(path)
+    assert metadata(project)["description"] == HOSTILE_TEXT
+    assert metadata(project)["authors"] == [{"name": HOSTILE_NAME, "email": "o'neil+x@example.com"}]
+    assert HOSTILE_TEXT in (project / "README.md").read_text(encoding="utf-8")
+    assert HOSTILE_NAME in (project / "LICENSE").read_text(encoding="utf-8")
+    answers = yaml.safe_load((project / ".copier-answers.yml").read_text(encoding="utf-8"))
+    assert (answers["description"], answers["author_name"]) == (HOSTILE_TEXT, HOSTILE_NAME)
+
+
+def test_every_module_of_the_runtime_is_used(every_pair: list[Path]) -> None:
+    """A module that nothing imports belongs to an option that was not chosen."""
+    for project in every_pair:
+        (package,) = (project / "src").iterdir()
+        modules = {path.stem for path in (package / "reliability").glob("*.py")} - {"__init__"}
+        imported = {name for path in package.rglob("*.py") for name in imports(path)}
+        assert modules <= imported, project
+
+
+def contents(project: Path) -> dict[str, bytes]:
+    return {path.relative_to(project).as_posix(): path.read_bytes() for path in files(project)}
+
+
+def files(project: Path) -> list[Path]:
+    return sorted(path for path in project.rglob("*") if path.is_file())
+
+
+def metadata(project: Path) -> dict[str, Any]:
+    table = parse(project / "pyproject.toml")["project"]
+    assert isinstance(table, dict)
+    return table
+
+
+def imports(path: Path) -> set[str]:
+    """Return the last parts of all modules and names that a file imports."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            names |= {alias.name for alias in node.names} | {(node.module or "").rpartition(".")[2]}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name.rpartition(".")[2] for alias in node.names}
+    return names
+
+
+def parse(path: Path) -> Any:
+    text = path.read_text(encoding="utf-8")
+    match path.suffix:
+        case ".toml":
+            return tomllib.loads(text)
+        case ".json":
+            return json.loads(text)
+        case ".yml" | ".yaml":
+            return yaml.safe_load(text)
+        case ".py":
+            return ast.parse(text, str(path))
+    return None

@@ -1,0 +1,111 @@
+"""Rendered projects pass their own tools as rendered, become a wheel that runs, and document their true settings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.render.conftest import Renderer
+
+SETTINGS = """
+import json
+from my_server.settings import Settings
+prefix = Settings.model_config["env_prefix"]
+print(json.dumps({
+    prefix.upper() + name.upper(): field.get_default(call_default_factory=True)
+    for name, field in Settings.model_fields.items()
+}, default=str))
+"""
+
+
+def test_ruff_finds_nothing_in_any_project(every_pair: list[Path]) -> None:
+    run(sys.executable, "-m", "ruff", "check", "--no-cache", *every_pair)
+    run(sys.executable, "-m", "ruff", "format", "--check", "--no-cache", *every_pair)
+
+
+@pytest.mark.parametrize("names", [{"project_name": "x"}, {"project_name": "long-name" * 5, "package_name": "p" * 50}])
+def test_ruff_finds_nothing_whatever_the_project_is_called(render: Renderer, names: dict[str, str]) -> None:
+    project = render(preset="full", **names)
+    run(sys.executable, "-m", "ruff", "check", "--no-cache", project)
+    run(sys.executable, "-m", "ruff", "format", "--check", "--no-cache", project)
+
+
+def test_strict_mypy_finds_nothing_in_any_project(root: Path, every_pair: list[Path]) -> None:
+    """Answers that change no Python file cannot change the verdict: each different source is checked once."""
+    different = {fingerprint(project): project for project in every_pair}
+    assert len(different) >= 3
+    for project in different.values():
+        run(sys.executable, "-m", "mypy", "--cache-dir", root / ".mypy_cache" / "rendered", cwd=project)
+
+
+@pytest.mark.parametrize("preset", ["stdio", "full"])
+def test_the_wheel_runs(render: Renderer, preset: str, tmp_path: Path) -> None:
+    project = render(preset=preset, author_name='Ada "Countess" Lovelace', author_email="ada@example.com")
+    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, project)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        assert {name.split("/")[0] for name in names} == {"my_server", "my_server-0.1.0.dist-info"}
+        assert "my_server/py.typed" in names
+        assert "my_server-0.1.0.dist-info/licenses/LICENSE" in names
+        (entry,) = re.findall(r"^my-server = (.+):(.+)$", archive.read(names[names.index(_entries(names))]).decode(), re.M)
+        archive.extractall(tmp_path / "site")
+    assert entry == ("my_server.__main__", "main")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    # What the console script does, word for word.
+    script = "import sys; sys.argv[0] = 'my-server'; from my_server.__main__ import main; sys.exit(main())"
+    assert run(sys.executable, "-c", script, "--version", env=environment).strip() == "my-server 0.1.0"
+
+
+@pytest.mark.parametrize("preset", ["stdio", "http", "full"])
+def test_the_documented_settings_are_the_real_ones(render: Renderer, preset: str) -> None:
+    project = render(preset=preset)
+    environment = {**os.environ, "PYTHONPATH": str(project / "src")}
+    real = {
+        name: documented(value)
+        for name, value in json.loads(run(sys.executable, "-c", SETTINGS, env=environment)).items()
+    }
+    example = (project / ".env.example").read_text(encoding="utf-8")
+    assert dict(re.findall(r"^#(MY_SERVER_\w+)=(.*)$", example, re.MULTILINE)) == real
+    readme = (project / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(MY_SERVER_\w+)` \| (?:`(.*?)`)? ?\|", readme, re.MULTILINE)
+    assert dict(rows) == real
+
+
+def documented(value: object) -> str:
+    """Write a default as a person would write it into the environment."""
+    if isinstance(value, list):
+        return ",".join(value)
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return "" if value is None else str(value)
+
+
+def fingerprint(project: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted([*project.rglob("*.py"), *project.glob("*.ini")]):
+        digest.update(path.relative_to(project).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _entries(names: list[str]) -> str:
+    return next(name for name in names if name.endswith("/entry_points.txt"))
+
+
+def run(*command: object, cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
+    """Run a command and return what it printed; its whole output is the message of a failure."""
+    result = subprocess.run(
+        [str(part) for part in command], cwd=cwd, env=env, capture_output=True, text=True, check=False, timeout=240
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
