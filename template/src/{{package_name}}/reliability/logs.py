@@ -23,7 +23,8 @@ log_context: ContextVar[dict[str, object] | None] = ContextVar("log_context", de
 REDACTED: Final = "[redacted]"
 _FLUSH_INTERVAL_S = 0.02
 _SECRET_KEY = re.compile(
-    r"pass(word|wd|phrase)?$|secret|token$|api[_-]?key|auth(orization)?$|credential|cookie|private[_-]?key", re.IGNORECASE
+    r"pass(word|wd|phrase)?$|secret|token$|api[_-]?key|auth(orization)?$|credential|cookie|private[_-]?key",
+    re.IGNORECASE,
 )
 _SECRET_TEXT = re.compile(
     r"(?P<scheme>\b(?:bearer|basic)\s+)[\w\-.~+/]{8,}=*"
@@ -88,51 +89,46 @@ class BackgroundHandler(logging.Handler):
         super().__init__()
         self._fd = fd
         self._lines: deque[str] = deque(maxlen=capacity)
-        self._dropped = 0
+        self._queued = 0
+        self._settled = 0
         self._wake = threading.Event()
-        self._idle = threading.Event()
-        self._idle.set()
         threading.Thread(target=self._write_lines, name="log-writer", daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Queue the record's line. Never blocks, never raises."""
         try:
-            line = self.format(record)
+            self._lines.append(self.format(record))
         except Exception:
             self.handleError(record)
             return
-        if len(self._lines) == self._lines.maxlen:
-            self._dropped += 1
-        self._lines.append(line)
+        self._queued += 1
         if not self._wake.is_set():
-            self._idle.clear()
             self._wake.set()
 
     def flush(self, timeout_s: float = 0.5) -> None:
-        """Wait until everything queued is written, at most `timeout_s` seconds."""
-        self._idle.wait(timeout_s)
+        """Wait until everything queued so far is written, at most `timeout_s` seconds."""
+        target, give_up = self._queued, time.monotonic() + timeout_s
+        while self._settled < target and time.monotonic() < give_up:
+            time.sleep(0.002)
 
     def _write_lines(self) -> None:
         while True:
             self._wake.wait()
-            if self._lines and logging.getLogger().isEnabledFor(logging.NOTSET):
-                time.sleep(0)
-            self._wake.clear()
-            batch = self._take_batch()
-            if batch:
-                self._write(batch)
-            if not self._lines:
-                self._idle.set()
             time.sleep(_FLUSH_INTERVAL_S)  # collects a burst into one write instead of one thread switch a line
+            self._wake.clear()
+            queued = self._queued
+            if batch := self._take_batch():
+                self._write("".join(batch))
+            self._settled = queued
 
-    def _take_batch(self) -> str:
-        lines: list[str] = []
-        while self._lines and len(lines) < 1000:
-            lines.append(self._lines.popleft())
-        if self._dropped:
-            dropped, self._dropped = self._dropped, 0
-            lines.append(json.dumps({"level": "warning", "event": "log lines dropped", "count": dropped}))
-        return "".join(line + "\n" for line in lines)
+    def _take_batch(self) -> list[str]:
+        taken: list[str] = []
+        while self._lines:
+            taken.append(self._lines.popleft() + "\n")
+        dropped = self._queued - self._settled - len(taken)
+        if dropped > 0:
+            taken.append(json.dumps({"level": "warning", "event": "log lines dropped", "count": dropped}) + "\n")
+        return taken
 
     def _write(self, text: str) -> None:
         data = memoryview(text.encode("utf-8", "backslashreplace"))

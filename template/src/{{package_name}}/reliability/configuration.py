@@ -1,0 +1,66 @@
+"""Reads the settings from the environment and explains what is wrong with them."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from typing import Any, TypeVar
+
+from pydantic import SecretStr, ValidationError
+from pydantic_settings import BaseSettings
+
+SettingsT = TypeVar("SettingsT", bound=BaseSettings)
+
+
+class ConfigurationError(Exception):
+    """The environment holds values the server cannot start with; one line for each."""
+
+
+def load_settings(settings_class: type[SettingsT]) -> SettingsT:
+    """The settings from the environment.
+
+    Raises:
+        ConfigurationError: A value is wrong; names the variable, the value and what is allowed.
+    """
+    try:
+        return settings_class()
+    except ValidationError as error:
+        lines = [_explain(settings_class, found["loc"], found["input"], found["msg"]) for found in error.errors()]
+        raise ConfigurationError("\n".join(lines)) from None
+
+
+def unknown_variables(settings_class: type[BaseSettings]) -> dict[str, str | None]:
+    """Variables that carry the prefix but name no setting, each with the nearest setting: probably a typing error."""
+    prefix = settings_class.model_config.get("env_prefix", "")
+    known = [prefix + name.upper() for name in settings_class.model_fields]
+    strange = [name for name in os.environ if name.upper().startswith(prefix) and name.upper() not in known]
+    return {name: next(iter(difflib.get_close_matches(name.upper(), known, n=1)), None) for name in sorted(strange)}
+
+
+def _explain(settings_class: type[BaseSettings], location: tuple[int | str, ...], value: object, reason: str) -> str:
+    name = str(location[0]) if location else ""
+    variable = f"{settings_class.model_config.get('env_prefix', '')}{name.upper()}"
+    field = settings_class.model_fields.get(name)
+    schema = settings_class.model_json_schema()["properties"].get(name, {})
+    shown = "(hidden)" if field is None or field.annotation is SecretStr else repr(value)
+    return f"{variable}={shown} is not valid: it must be {_allowed(schema) or reason}."
+
+
+def _allowed(schema: dict[str, Any]) -> str:
+    """What a field accepts, in words, from its JSON schema; empty when that does not say."""
+    if choices := schema.get("enum"):
+        return "one of " + ", ".join(map(str, choices))
+    if schema.get("type") not in ("integer", "number"):
+        return ""
+    text = "a whole number" if schema["type"] == "integer" else "a number"
+    bounds = [
+        f"{words} {schema[key]:g}"
+        for key, words in (
+            ("exclusiveMinimum", "greater than"),
+            ("minimum", "at least"),
+            ("exclusiveMaximum", "less than"),
+            ("maximum", "at most"),
+        )
+        if key in schema
+    ]
+    return " ".join([text, " and ".join(bounds)]).strip()

@@ -1,0 +1,117 @@
+"""The way of a call: metrics and log context, then the total deadline, then load shedding, then the work.
+
+Every tool, resource and prompt goes through `Pipeline.run`, so that their authors write none of it (R44, R59, R64).
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import anyio
+from mcp.server.mcpserver.exceptions import ResourceNotFoundError
+from mcp.shared.exceptions import MCPError
+
+from .deadline import deadline
+from .errors import DeadlineExceeded, Overloaded, ToolFailure
+from .load_shedding import LoadShedder
+from .logs import log_context
+from .metrics import CallMetrics, Outcome
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+_process = secrets.token_hex(4)
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call on its way. `reference` finds its log lines: it is shown to the client when the call fails (R52)."""
+
+    name: str
+    """The registered name, `unknown`, or the method for resources and prompts."""
+    request_id: str
+    timeout_s: float
+    reference: str = field(default_factory=lambda: f"{_process}-{next(_numbers)}")
+
+
+class Pipeline:
+    """Runs calls; see the module.
+
+    Args:
+        metrics: Counts every call by its outcome.
+        load_shedder: Bounds the calls in flight.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self, *, metrics: CallMetrics, load_shedder: LoadShedder, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.metrics = metrics
+        self.load_shedder = load_shedder
+        self._clock = clock
+
+    async def run(
+        self,
+        call: Call,
+        work: Callable[[], Awaitable[T]],
+        *,
+        outcome_of: Callable[[T], Outcome] = lambda _: Outcome.OK,
+        always_admit: bool = False,
+    ) -> T:
+        """Do `work` within the limits.
+
+        Args:
+            call: What is called.
+            work: The call itself.
+            outcome_of: How a returned result counts.
+            always_admit: Never shed it, nor count it as load: for health checks.
+
+        Raises:
+            DeadlineExceeded: The call took longer than `call.timeout_s`.
+            Overloaded: It was refused.
+            Exception: Whatever `work` raised.
+        """
+        context = log_context.set({"request_id": call.request_id, "tool": call.name, "reference": call.reference})
+        self.metrics.started(call.name)
+        started = self._clock()
+        outcome = Outcome.ERROR
+        try:
+            with deadline(call.timeout_s):
+                result = await (work() if always_admit else self._admitted(work))
+            outcome = outcome_of(result)
+            return result
+        except DeadlineExceeded:
+            outcome = Outcome.TIMEOUT
+            raise
+        except Overloaded:
+            outcome = Outcome.REJECTED
+            raise
+        except (ToolFailure, MCPError, ResourceNotFoundError):
+            outcome = Outcome.TOOL_ERROR
+            raise
+        except anyio.get_cancelled_exc_class():
+            outcome = Outcome.CANCELLED
+            raise
+        except Exception:
+            logger.exception("call failed unexpectedly")
+            raise
+        finally:
+            duration_s = self._clock() - started
+            self.metrics.finished(call.name, outcome, duration_s)
+            if logger.isEnabledFor(logging.INFO):
+                logger.info("call", extra={"outcome": outcome, "duration_ms": round(duration_s * 1000, 3)})
+            log_context.reset(context)
+
+    async def _admitted(self, work: Callable[[], Awaitable[T]]) -> T:
+        await self.load_shedder.acquire()
+        try:
+            return await work()
+        finally:
+            self.load_shedder.release()

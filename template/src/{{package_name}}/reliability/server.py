@@ -1,0 +1,328 @@
+"""The SDK's server, with everything around a call that production needs.
+
+`ReliableServer` is used like the SDK's `MCPServer`. It overrides three public methods (`call_tool`, `read_resource`,
+`get_prompt`), and those are the only way to a tool, a resource or a prompt: so nothing can be forgotten.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import pkgutil
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
+from typing import Any, Generic, TypeVar
+
+import anyio
+from mcp.server import MCPServer
+from mcp.server.lowlevel import Server
+from mcp.server.lowlevel.helper_types import ReadResourceContents
+from mcp.server.mcpserver import Context
+from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError
+from mcp.shared.exceptions import MCPError
+from mcp_types import (
+    INTERNAL_ERROR,
+    INVALID_PARAMS,
+    CallToolResult,
+    GetPromptResult,
+    InputRequiredResult,
+    ToolAnnotations,
+)
+from pydantic import AnyUrl
+
+from .declarations import PromptDeclaration, ResourceDeclaration, ToolDeclaration, declaration_of, tool
+from .errors import ToolFailure
+from .health import Check, HealthMonitor, HealthReport
+from .load_shedding import LoadShedder
+from .masking import (
+    failed_result,
+    prompt_errors,
+    public_error,
+    public_text,
+    resource_errors,
+    tool_errors,
+    unknown_name,
+)
+from .metrics import CallMetrics, CallStatistics, Outcome
+from .output_limit import limit_output
+from .pipeline import Call, Pipeline
+from .worker_threads import WorkerThreads
+
+logger = logging.getLogger(__name__)
+
+AppT = TypeVar("AppT")
+
+_HEALTH, _METRICS = "health-check", "get-metrics"
+_RESOURCES, _PROMPTS = "resources/read", "prompts/get"
+_LONGEST_SHOWN_NAME = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics:
+    """The answer of `get-metrics`."""
+
+    uptime_s: float
+    calls: list[CallStatistics]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Every limit of a server.
+
+    Args:
+        tool_timeout_s: Total time of one call, in seconds; shorter than the patience of the clients (R45).
+        max_concurrent_calls: Calls in flight at the same time.
+        max_queued_calls: Calls that may wait for a place.
+        queue_timeout_s: Longest wait for a place, in seconds.
+        max_output_bytes: Largest result, in bytes.
+        health_interval_s: Seconds between health checks in the background.
+        health_check_timeout_s: Limit of one health check, in seconds.
+    """
+
+    tool_timeout_s: float = 25
+    max_concurrent_calls: int = 32
+    max_queued_calls: int = 64
+    queue_timeout_s: float = 5
+    max_output_bytes: int = 100_000
+    health_interval_s: float = 30
+    health_check_timeout_s: float = 5
+
+
+class ReliableServer(MCPServer[AppT], Generic[AppT]):
+    """An MCP server whose calls are bounded, counted, logged and masked.
+
+    Args:
+        name: The server's name for its clients.
+        version: The server's own version (R8).
+        lifespan: Opens what the tools need and closes it again; its value is the tools' `lifespan_context`.
+        limits: See `Limits`.
+        checks: Health checks beside those that dependencies add.
+        kwargs: Passed on to `MCPServer`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        version: str,
+        lifespan: Callable[[ReliableServer[AppT]], AbstractAsyncContextManager[AppT]],
+        limits: Limits,
+        checks: Iterable[Check] = (),
+        **kwargs: Any,
+    ) -> None:
+        self.limits = limits
+        self.load_shedder = LoadShedder(
+            max_concurrent=limits.max_concurrent_calls,
+            max_queued=limits.max_queued_calls,
+            queue_timeout_s=limits.queue_timeout_s,
+        )
+        self.metrics = CallMetrics()
+        self.health = HealthMonitor(
+            name=name,
+            version=version,
+            interval_s=limits.health_interval_s,
+            timeout_s=limits.health_check_timeout_s,
+            calls=lambda: (self.load_shedder.in_flight, self.load_shedder.queued),
+        )
+        for check in checks:
+            self.health.add(check)
+        self._pipeline = Pipeline(metrics=self.metrics, load_shedder=self.load_shedder)
+        self._timeouts_s: dict[str, float] = {}
+        self._names: dict[str, set[str]] = {"tool": set(), "resource": set(), "prompt": set()}
+        self._open = lifespan
+        super().__init__(name, version=version, lifespan=self._run_lifespan, **kwargs)
+        for method in (_RESOURCES, _PROMPTS):
+            self.metrics.register(method)
+        self._add_built_in_tools()
+
+    def drain(self) -> None:
+        """Refuse new calls and report "not ready", because the process is about to stop (R68)."""
+        self.load_shedder.drain()
+        self.health.draining = True
+
+    def include(self, package: ModuleType) -> None:
+        """Register everything that the modules of `package` declare with `@tool`, `@resource` and `@prompt`.
+
+        Raises:
+            ValueError: A name is taken (R1).
+        """
+        for found in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+            module = import_module(found.name)
+            for value in vars(module).values():
+                if inspect.isfunction(value) and value.__module__ == module.__name__:
+                    self.register(value)
+
+    def register(self, function: Callable[..., Any]) -> None:
+        """Register one declared function; one without a declaration is left alone.
+
+        Raises:
+            ValueError: Its name is taken (R1).
+        """
+        match declaration_of(function):
+            case ToolDeclaration() as declared:
+                self._register_tool(function, declared)
+            case ResourceDeclaration() as declared:
+                self._refuse_duplicate("resource", declared.uri)
+                self.resource(
+                    declared.uri,
+                    name=declared.name,
+                    title=declared.title,
+                    description=inspect.getdoc(function),
+                    mime_type=declared.mime_type,
+                )(_in_thread(function))
+            case PromptDeclaration() as declared:
+                self._refuse_duplicate("prompt", declared.name)
+                self.prompt(declared.name, declared.title, inspect.getdoc(function))(_in_thread(function))
+            case None:
+                pass
+
+    def _register_tool(self, function: Callable[..., Any], declared: ToolDeclaration) -> None:
+        self._refuse_duplicate("tool", declared.name)
+        returns = inspect.get_annotations(function, eval_str=True).get("return")
+        self._timeouts_s[declared.name] = min(declared.timeout_s or float("inf"), self.limits.tool_timeout_s)
+        self.metrics.register(declared.name)
+        self.add_tool(
+            _in_thread(function, declared.max_threads),
+            name=declared.name,
+            title=declared.title,
+            description=inspect.getdoc(function) or "",
+            annotations=ToolAnnotations(
+                read_only_hint=declared.read_only,
+                destructive_hint=declared.destructive,
+                idempotent_hint=declared.idempotent,
+                open_world_hint=declared.open_world,
+            ),
+            structured_output=False if returns is str else None,  # the SDK would send a plain text twice
+        )
+
+    def _refuse_duplicate(self, kind: str, name: str) -> None:
+        if name in self._names[kind]:
+            raise ValueError(f"Two {kind}s are called {name!r}; rename one of them.")
+        self._names[kind].add(name)
+
+    def _add_built_in_tools(self) -> None:
+        @tool(name=_HEALTH, title="Health check", read_only=True)
+        async def health_check() -> HealthReport:
+            """Tell whether this server and what it depends on are well."""
+            return await self.health.fresh_report()
+
+        @tool(name=_METRICS, title="Metrics", read_only=True)
+        async def get_metrics() -> Metrics:
+            """Show how many calls were made since the start, how they ended, and how long they took."""
+            return Metrics(uptime_s=self.health.uptime_s(), calls=self.metrics.statistics())
+
+        for function in (health_check, get_metrics):
+            self.register(function)
+
+    @asynccontextmanager
+    async def _run_lifespan(self, _: MCPServer[AppT]) -> AsyncIterator[AppT]:
+        async with self._open(self) as app, anyio.create_task_group() as background:
+            background.start_soon(self.health.run)
+            logger.info("ready", extra={"server": self.name, "version": self.version})
+            try:
+                yield app
+            finally:
+                background.cancel_scope.cancel()
+
+    async def call_tool(
+        self, name: str, arguments: dict[str, Any], context: Context[AppT, Any] | None = None
+    ) -> CallToolResult | InputRequiredResult:
+        """Call a tool within the limits. Whatever goes wrong in it becomes a result with `is_error` (R4, R52).
+
+        Raises:
+            MCPError: A protocol error that the tool raised on purpose.
+        """
+        call = Call(
+            self.metrics.label(name), _request_id(context), self._timeouts_s.get(name, self.limits.tool_timeout_s)
+        )
+        try:
+            return await self._pipeline.run(
+                call,
+                lambda: self._call_tool(name, arguments, context),
+                outcome_of=_outcome_of,
+                always_admit=name in (_HEALTH, _METRICS),
+            )
+        except MCPError:
+            raise
+        except Exception as error:
+            failure = public_error(error, f"The tool {name[:_LONGEST_SHOWN_NAME]!r}")
+            return failed_result(failure, call.reference)
+
+    async def read_resource(
+        self, uri: AnyUrl | str, context: Context[AppT, Any] | None = None
+    ) -> Iterable[ReadResourceContents] | InputRequiredResult:
+        """Read a resource within the limits.
+
+        Raises:
+            ResourceError: It failed; the text is safe to show.
+        """
+        call = Call(_RESOURCES, _request_id(context), self.limits.tool_timeout_s)
+        try:
+            return await self._pipeline.run(call, lambda: self._read_resource(uri, context))
+        except (MCPError, ResourceNotFoundError):
+            raise
+        except Exception as error:
+            raise ResourceError(public_text(public_error(error, "The resource"), call.reference)) from None
+
+    async def get_prompt(
+        self, name: str, arguments: dict[str, Any] | None = None, context: Context[AppT, Any] | None = None
+    ) -> GetPromptResult | InputRequiredResult:
+        """Render a prompt within the limits.
+
+        Raises:
+            MCPError: It is unknown, its arguments are wrong, or it failed; the text is safe to show.
+        """
+        call = Call(_PROMPTS, _request_id(context), self.limits.tool_timeout_s)
+        try:
+            return await self._pipeline.run(call, lambda: self._get_prompt(name, arguments, context))
+        except MCPError:
+            raise
+        except Exception as error:
+            failure = public_error(error, "The prompt")
+            code = INVALID_PARAMS if isinstance(failure, ToolFailure) else INTERNAL_ERROR
+            raise MCPError(code=code, message=public_text(failure, call.reference)) from None
+
+    async def _call_tool(
+        self, name: str, arguments: dict[str, Any], context: Context[AppT, Any] | None
+    ) -> CallToolResult | InputRequiredResult:
+        if name not in self._names["tool"]:
+            raise unknown_name("tool", name, self._names["tool"])
+        with tool_errors():
+            result = await super().call_tool(name, arguments, context)
+        return limit_output(result, self.limits.max_output_bytes) if isinstance(result, CallToolResult) else result
+
+    async def _read_resource(
+        self, uri: AnyUrl | str, context: Context[AppT, Any] | None
+    ) -> Iterable[ReadResourceContents] | InputRequiredResult:
+        with resource_errors():
+            return await super().read_resource(uri, context)
+
+    async def _get_prompt(
+        self, name: str, arguments: dict[str, Any] | None, context: Context[AppT, Any] | None
+    ) -> GetPromptResult | InputRequiredResult:
+        if name not in self._names["prompt"]:
+            raise unknown_name("prompt", name, self._names["prompt"])
+        with prompt_errors():
+            return await super().get_prompt(name, arguments, context)
+
+    @property
+    def lowlevel(self) -> Server[AppT]:
+        """The SDK's low-level server, which a transport runs."""
+        return self._lowlevel_server
+
+
+def _in_thread(function: Callable[..., Any], max_threads: int = 8) -> Callable[..., Any]:
+    return function if inspect.iscoroutinefunction(function) else WorkerThreads(max_threads).wrap(function)
+
+
+def _request_id(context: Context[Any, Any] | None) -> str:
+    if context is None:  # called from a test, or by another tool without its context
+        return ""
+    return str(context.request_context.request_id)[:_LONGEST_SHOWN_NAME]
+
+
+def _outcome_of(result: CallToolResult | InputRequiredResult) -> Outcome:
+    return Outcome.TOOL_ERROR if isinstance(result, CallToolResult) and result.is_error else Outcome.OK

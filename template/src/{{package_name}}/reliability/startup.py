@@ -1,0 +1,53 @@
+"""What happens between the start of the process and the first request."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from pydantic_settings import BaseSettings
+
+from .configuration import ConfigurationError, load_settings, unknown_variables
+from .logs import configure_logging
+from .memory import freeze_startup_objects, return_memory_to_system
+from .shutdown import end_process
+
+SettingsT = TypeVar("SettingsT", bound=BaseSettings)
+logger = logging.getLogger(__name__)
+
+EXIT_CONFIGURATION = 2
+"""The settings are wrong: starting again will not help."""
+
+
+def prepare(name: str, settings_class: type[SettingsT]) -> SettingsT:
+    """Read the settings and set up logging; `settings_class` has a field `log_level`.
+
+    Ends the process with exit code 2 and one line per wrong setting on stderr.
+    """
+    return_memory_to_system()
+    try:
+        settings = load_settings(settings_class)
+    except ConfigurationError as error:
+        for line in str(error).splitlines():
+            print(f"{name}: {line}", file=sys.stderr)  # noqa: T201 - for a person, before logging is set up
+        raise SystemExit(EXIT_CONFIGURATION) from None
+    configure_logging(getattr(settings, "log_level", "info"))
+    for variable, nearest in unknown_variables(settings_class).items():
+        logger.warning("unknown setting ignored", extra={"variable": variable, "did_you_mean": nearest})
+    return settings
+
+
+@contextmanager
+def assembling() -> Iterator[None]:
+    """Around the import and creation of the server: a failure is logged, and ends the process with exit code 1."""
+    try:
+        yield
+    except Exception:
+        logger.exception("the server cannot start")
+        end_process(1)
+    freeze_startup_objects()
+    gc.enable()

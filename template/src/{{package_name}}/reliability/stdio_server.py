@@ -1,0 +1,284 @@
+"""Serves one client over stdio.
+
+What the SDK's own runner lacks and this one has: it ends cleanly on SIGTERM and SIGINT, on end of input, and within two
+seconds of the client's death, even when the event loop or a synchronous tool is stuck; it answers malformed lines and
+refuses oversize ones; it never blocks the event loop on a client that does not read. A daemon thread reads the
+requests, so that nothing has to be joined at the end; answers are written at once where the pipe has room.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import select
+import threading
+from collections import deque
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
+
+import anyio
+import anyio.to_thread
+from mcp.shared.message import SessionMessage
+from mcp_types import JSONRPCError, JSONRPCMessage, JSONRPCNotification, JSONRPCRequest, JSONRPCResponse
+
+from .json_lines import LineSplitter, OversizeLine, oversize_error, parse_line
+from .server import ReliableServer
+from .shutdown import Shutdown, end_process
+from .stdio_wire import Wire
+
+logger = logging.getLogger(__name__)
+
+EOF_GRACE_S = 1.0
+"""Time for calls in flight after the end of input (`printf ... | my-server` expects its answers)."""
+_EOF_CLEANUP_S = 0.8
+_CHUNK_BYTES = 65_536
+_ATOMIC_BYTES = getattr(select, "PIPE_BUF", 512)
+"""A pipe that polls writable takes this many bytes without blocking."""
+_STREAM_METHODS = frozenset({"subscriptions/listen"})
+"""Requests that stay open for the whole session; a shutdown does not wait for them."""
+
+
+def run_stdio(server: ReliableServer[Any], wire: Wire, *, max_message_bytes: int, grace_s: float) -> None:
+    """Serve until the client leaves or the process is told to stop, clean up, and end the process.
+
+    Args:
+        server: What to serve.
+        wire: The protocol's private descriptors.
+        max_message_bytes: Longest request that is accepted.
+        grace_s: Seconds that calls in flight get after SIGTERM or SIGINT.
+    """
+    try:
+        anyio.run(partial(_serve, server, wire, max_message_bytes=max_message_bytes, grace_s=grace_s))
+    except Exception:
+        logger.exception("the server failed")
+        end_process(1)
+    end_process(0)
+
+
+async def _serve(server: ReliableServer[Any], wire: Wire, *, max_message_bytes: int, grace_s: float) -> None:
+    shutdown = Shutdown(grace_s=grace_s, watch_parent=True)
+    outbox = Outbox(wire.write_fd, shutdown)
+    inbox = Inbox(wire, outbox, shutdown, max_message_bytes)
+    with shutdown.watching():
+        inbox.start()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_drain_when_asked, shutdown, server, inbox, outbox)
+            await server.lowlevel.run(inbox, outbox, server.lowlevel.create_initialization_options())
+            tasks.cancel_scope.cancel()
+    shutdown.cleaned_up()
+
+
+async def _drain_when_asked(shutdown: Shutdown, server: ReliableServer[Any], inbox: Inbox, outbox: Outbox) -> None:
+    await shutdown.requested.wait()
+    server.drain()
+    with anyio.move_on_after(shutdown.grace_s):
+        await outbox.all_answered()
+    inbox.end()
+
+
+class Outbox:
+    """The write stream of the SDK's server: one whole line per message, in order."""
+
+    def __init__(self, fd: int, shutdown: Shutdown) -> None:
+        self._fd = fd
+        self._shutdown = shutdown
+        self._lock = anyio.Lock(fast_acquire=True)
+        self._unanswered: set[int | str] = set()
+        self._answered = asyncio.Event()
+        self._answered.set()
+        self._poll = None
+        if hasattr(select, "poll"):
+            self._poll = select.poll()
+            self._poll.register(fd, select.POLLOUT)
+
+    def expect_answer(self, request_id: int | str) -> None:
+        """A request has arrived that a shutdown should wait for."""
+        self._unanswered.add(request_id)
+        self._answered.clear()
+
+    def forget(self, request_id: object) -> None:
+        """The request is answered, or its client has given it up."""
+        self._unanswered.discard(request_id)
+        if not self._unanswered:
+            self._answered.set()
+
+    async def all_answered(self) -> None:
+        """Wait until no request is open."""
+        await self._answered.wait()
+
+    async def send(self, item: SessionMessage, /) -> None:
+        """Write one message.
+
+        Raises:
+            anyio.BrokenResourceError: The client has closed its end.
+        """
+        await self.send_message(item.message)
+
+    async def send_message(self, message: JSONRPCMessage) -> None:
+        """`send` for a bare message."""
+        line = memoryview(message.model_dump_json(by_alias=True, exclude_unset=True).encode() + b"\n")
+        try:
+            async with self._lock:
+                rest = self._write_what_fits(line)
+                if rest:  # half a line would ruin the stream, so that a cancelled call must not stop it
+                    with anyio.CancelScope(shield=True):
+                        await anyio.to_thread.run_sync(self._write_all, rest)
+        except OSError as error:
+            self._shutdown.request("the client closed stdout", grace_s=0, cleanup_s=1)
+            raise anyio.BrokenResourceError from error
+        if isinstance(message, JSONRPCResponse | JSONRPCError):
+            self.forget(message.id)
+
+    def _write_what_fits(self, data: memoryview) -> memoryview:
+        while self._poll and data and self._poll.poll(0):
+            data = data[os.write(self._fd, data[:_ATOMIC_BYTES]) :]
+        return data
+
+    def _write_all(self, data: memoryview) -> None:
+        while data:
+            try:
+                data = data[os.write(self._fd, data) :]
+            except BlockingIOError:  # some clients hand over pipes in non-blocking mode
+                select.select([], [self._fd], [])
+
+    async def aclose(self) -> None:
+        """Part of the SDK's protocol; the descriptor belongs to the process."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+class Inbox:
+    """The read stream of the SDK's server, filled by a daemon thread."""
+
+    def __init__(self, wire: Wire, outbox: Outbox, shutdown: Shutdown, max_message_bytes: int) -> None:
+        self._wire = wire
+        self._outbox = outbox
+        self._shutdown = shutdown
+        self._lines = LineSplitter(max_message_bytes)
+        self._loop = asyncio.get_running_loop()
+        self._received: deque[tuple[SessionMessage | JSONRPCError, int]] = deque()
+        self._arrived = asyncio.Event()
+        self._ended = False
+        self._room = _ByteBudget(2 * max_message_bytes)
+        self._poll = None
+        if hasattr(select, "poll"):
+            self._poll = select.poll()
+            self._poll.register(wire.read_fd, select.POLLIN)
+            self._poll.register(wire.write_fd, 0)  # reports only that the other side is gone
+
+    def start(self) -> None:
+        """Begin to read."""
+        threading.Thread(target=self._read, name="stdin-reader", daemon=True).start()
+
+    def end(self) -> None:
+        """Let the server see the end of input; what is still queued is dropped."""
+        self._ended = True
+        self._received.clear()
+        self._arrived.set()
+
+    async def receive(self) -> SessionMessage | Exception:
+        """The next message; malformed ones are answered here and never reach the server.
+
+        Raises:
+            anyio.EndOfStream: `end` was called.
+        """
+        while True:
+            while not self._received:
+                if self._ended:
+                    raise anyio.EndOfStream
+                self._arrived.clear()
+                await self._arrived.wait()
+            item, size = self._received.popleft()
+            self._room.give_back(size)
+            if isinstance(item, SessionMessage):
+                return item
+            await self._outbox.send_message(item)
+
+    def _note(self, message: JSONRPCMessage) -> None:
+        if isinstance(message, JSONRPCRequest):
+            if message.method not in _STREAM_METHODS:
+                self._outbox.expect_answer(message.id)
+        elif isinstance(message, JSONRPCNotification) and message.method == "notifications/cancelled":
+            self._outbox.forget((message.params or {}).get("requestId"))
+
+    def _read(self) -> None:
+        while chunk := self._next_chunk():
+            for line in self._lines.feed(chunk):
+                if isinstance(line, OversizeLine):
+                    self._deliver(oversize_error(line, self._lines.max_bytes), len(line.prefix))
+                elif (message := parse_line(line)) is not None:
+                    self._deliver(message, len(line))
+
+    def _next_chunk(self) -> bytes | None:
+        """Bytes from the client; None when it is gone, or has closed either of the two pipes."""
+        if self._poll and any(fd == self._wire.write_fd for fd, _ in self._poll.poll()):
+            self._shutdown.request("the client closed stdout", grace_s=0, cleanup_s=1)
+            return None
+        try:
+            chunk = os.read(self._wire.read_fd, _CHUNK_BYTES)
+        except OSError as error:
+            logger.warning("stdin cannot be read", extra={"error": str(error)})
+            chunk = b""
+        if not chunk:
+            self._shutdown.request("the client closed stdin", grace_s=EOF_GRACE_S, cleanup_s=_EOF_CLEANUP_S)
+            return None
+        return chunk
+
+    def _deliver(self, item: SessionMessage | JSONRPCError, size: int) -> None:
+        self._room.take(size)
+        self._loop.call_soon_threadsafe(self._append, item, size)
+
+    def _append(self, item: SessionMessage | JSONRPCError, size: int) -> None:
+        if self._ended:
+            return
+        if isinstance(item, SessionMessage):
+            self._note(item.message)  # not when it is taken: a shutdown must not overlook what is still queued
+        self._received.append((item, size))
+        self._arrived.set()
+
+    async def aclose(self) -> None:
+        """Part of the SDK's protocol; the reader is a daemon thread."""
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> SessionMessage | Exception:
+        try:
+            return await self.receive()
+        except anyio.EndOfStream:
+            raise StopAsyncIteration from None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+class _ByteBudget:
+    """Makes the reader wait while too many bytes are queued, so that a flood stays in the client's pipe."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._used = 0
+        self._freed = threading.Condition()
+
+    def take(self, size: int) -> None:
+        with self._freed:
+            self._freed.wait_for(lambda: self._used == 0 or self._used + size <= self._limit)
+            self._used += size
+
+    def give_back(self, size: int) -> None:
+        with self._freed:
+            self._used -= size
+            self._freed.notify()

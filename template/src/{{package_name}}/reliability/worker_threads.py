@@ -1,0 +1,83 @@
+"""Runs blocking functions in threads, a bounded number of each kind (R8, R47).
+
+A thread cannot be cancelled. When its caller gives up, the thread runs on and keeps its place until it is done: so a
+function that hangs uses up its own places, and never those of another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Awaitable, Callable
+from typing import ParamSpec, TypeVar
+
+import anyio
+import anyio.to_thread
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class WorkerThreads:
+    """At most `max_threads` threads at once; further callers wait in turn, for as long as their deadline lets them.
+
+    Args:
+        max_threads: Upper bound, at least 1.
+    """
+
+    def __init__(self, max_threads: int) -> None:
+        self.max_threads = max_threads
+        self._places = anyio.Semaphore(max_threads, max_value=max_threads, fast_acquire=True)
+        self._no_limit = anyio.CapacityLimiter(float("inf"))  # the SDK's shared limiter lets hung threads pile up
+
+    @property
+    def busy(self) -> int:
+        """Threads that run now, those that nobody waits for any more included."""
+        return self.max_threads - self._places.value
+
+    def wrap(self, function: Callable[P, T]) -> Callable[P, Awaitable[T]]:
+        """An asynchronous function with `function`'s signature that runs it here."""
+
+        @functools.wraps(function)
+        async def in_thread(*args: P.args, **kwargs: P.kwargs) -> T:
+            return await self.run(functools.partial(function, *args, **kwargs))
+
+        return in_thread
+
+    async def run(self, function: Callable[[], T]) -> T:
+        """Call `function` in a thread. A cancelled caller leaves at once; the thread keeps its place until it ends."""
+        await self._places.acquire()
+        place = _Place(self._places)
+
+        def call() -> T:
+            place.taken = True
+            try:
+                return function()
+            finally:
+                place.give_back_from_thread()
+
+        try:
+            return await anyio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._no_limit)
+        finally:
+            if not place.taken:  # cancelled before a thread took it up
+                place.give_back()
+
+
+class _Place:
+    """One place, given back once: by the thread, or by a caller whose thread never began."""
+
+    def __init__(self, places: anyio.Semaphore) -> None:
+        self.taken = False
+        self._places: anyio.Semaphore | None = places
+        self._loop = asyncio.get_running_loop()
+
+    def give_back(self) -> None:
+        if self._places is not None:
+            self._places.release()
+            self._places = None
+
+    def give_back_from_thread(self) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self.give_back)
+        except RuntimeError:
+            return  # the loop is closed: the process is about to end, and nobody counts any more

@@ -1,0 +1,37 @@
+"""An example to replace: notes that live as long as the server."""
+
+from mcp.server.mcpserver import Context
+from pydantic import BaseModel, Field
+
+from ..app import App
+from ..reliability import ToolFailure, prompt, resource, tool
+
+
+class Note(BaseModel):
+    """A note."""
+
+    title: str
+    text: str = Field(max_length=10_000)
+
+
+@tool(title="Save a note", idempotent=True)
+async def save_note(title: str, text: str, ctx: Context[App]) -> Note:
+    """Save a note under its title; an older one of that title is replaced."""
+    note = Note(title=title, text=text)
+    ctx.request_context.lifespan_context.notes[title] = text
+    return note
+
+
+@resource("notes://{title}", title="A note")
+async def read_note(title: str, ctx: Context[App]) -> str:
+    """The text of one note."""
+    try:
+        return ctx.request_context.lifespan_context.notes[title]
+    except KeyError:
+        raise ToolFailure(f"No note is called {title!r}.") from None
+
+
+@prompt(title="Improve a note")
+async def improve_note(title: str) -> str:
+    """Ask for a clearer version of a note."""
+    return f"Read the resource notes://{title}, rewrite the note so that it is shorter and clearer, and save it."
