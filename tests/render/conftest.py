@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import copier
 import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 PRESETS = ("stdio", "http", "full", "minimal")
 
@@ -102,7 +104,7 @@ def pairs(options: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
         row = dict(min(missing, key=sorted))
         for name, values in options.items():
             if name not in row:
-                row[name] = max(range(len(values)), key=lambda i: _gain(name, i, row, missing))  # noqa: B023
+                row[name] = max(range(len(values)), key=lambda i: _gain(name, i, row, missing))
         missing -= {frozenset(pair) for pair in itertools.combinations(row.items(), 2)}
         yield {name: options[name][row[name]] for name in options}
 

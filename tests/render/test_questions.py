@@ -6,7 +6,6 @@ import importlib.metadata
 import keyword
 import re
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +13,8 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.render.conftest import Renderer
 
 RUNTIME = ("mcp", "structlog", "pydantic-settings", "uvicorn")

@@ -6,18 +6,19 @@ import ast
 import json
 import re
 import tomllib
-from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
     from tests.render.conftest import Renderer
 
 HOSTILE_TEXT = "Say \"hi\", \\n 'x' {{ 7 * 7 }} {% if %} # % ${HOME} <b>&amp; %s {0} é 漢字 🎉 \\"
-HOSTILE_NAME = "Seán O'Neil \"Bob\" \\ {Ltd}, ☃ <3; #1"
+HOSTILE_NAME = 'Seán O\'Neil "Bob" \\ {Ltd}, ☃ <3; #1'
 
 
 def test_rendering_twice_changes_nothing(render: Renderer, project: Callable[..., Path]) -> None:

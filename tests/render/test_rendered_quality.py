@@ -9,12 +9,13 @@ import re
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.render.conftest import Renderer
 
 SETTINGS = """
@@ -33,9 +34,17 @@ def test_ruff_finds_nothing_in_any_project(every_pair: list[Path]) -> None:
     run(sys.executable, "-m", "ruff", "format", "--check", "--no-cache", *every_pair)
 
 
-@pytest.mark.parametrize("names", [{"project_name": "x"}, {"project_name": "long-name" * 5, "package_name": "p" * 50}])
-def test_ruff_finds_nothing_whatever_the_project_is_called(render: Renderer, names: dict[str, str]) -> None:
-    project = render(preset="full", **names)
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"project_name": "x"},
+        {"project_name": "long-name" * 5, "package_name": "p" * 50, "description": "Wörter " * 42},
+        {"description": 'Say "hi", \\n \'x\' {{ 7 * 7 }} # % """ \\', "author_name": 'Ada "C" \\ Lovelace'},
+    ],
+    ids=["short", "long", "hostile"],
+)
+def test_ruff_finds_nothing_whatever_the_words_are(render: Renderer, words: dict[str, str]) -> None:
+    project = render(preset="full", **words)
     run(sys.executable, "-m", "ruff", "check", "--no-cache", project)
     run(sys.executable, "-m", "ruff", "format", "--check", "--no-cache", project)
 
@@ -58,7 +67,9 @@ def test_the_wheel_runs(render: Renderer, preset: str, tmp_path: Path) -> None:
         assert {name.split("/")[0] for name in names} == {"my_server", "my_server-0.1.0.dist-info"}
         assert "my_server/py.typed" in names
         assert "my_server-0.1.0.dist-info/licenses/LICENSE" in names
-        (entry,) = re.findall(r"^my-server = (.+):(.+)$", archive.read(names[names.index(_entries(names))]).decode(), re.M)
+        (entry,) = re.findall(
+            r"^my-server = (.+):(.+)$", archive.read(names[names.index(_entries(names))]).decode(), re.MULTILINE
+        )
         archive.extractall(tmp_path / "site")
     assert entry == ("my_server.__main__", "main")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
@@ -85,7 +96,7 @@ def test_the_documented_settings_are_the_real_ones(render: Renderer, preset: str
 def documented(value: object) -> str:
     """Write a default as a person would write it into the environment."""
     if isinstance(value, list):
-        return ",".join(value)
+        return json.dumps(value)
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return "" if value is None else str(value)
