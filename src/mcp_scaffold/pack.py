@@ -233,9 +233,7 @@ def _write(git: _Git, refs: dict[str, str], bundle: Path) -> None:
     # Copier falls back to HEAD where no final release exists yet.
     lines += [f"{newest} HEAD", f"{newest} refs/heads/main"]
     header = "# v2 git bundle\n" + "".join(f"{line}\n" for line in lines) + "\n"
-    packed = git.run_bytes(
-        "pack-objects", *_PACK.split(), stdin="".join(f"{commit}\n" for commit in refs.values())
-    )
+    packed = git.run_bytes("pack-objects", *_PACK.split(), stdin="".join(f"{commit}\n" for commit in refs.values()))
     replace_file(bundle, header.encode() + packed)
 
 

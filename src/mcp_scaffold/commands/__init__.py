@@ -1,0 +1,1 @@
+"""The commands: thin functions that parse, call and print."""

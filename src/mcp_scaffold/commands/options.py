@@ -1,0 +1,48 @@
+"""`mcp-scaffold options`: every question with its choices and default."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from typing import Annotated, Any
+
+import typer
+
+from mcp_scaffold.commands.new import choose_template, gather, show
+from mcp_scaffold.console import paint
+
+
+def options(
+    preset: Annotated[str | None, typer.Option(help="Show the defaults of this preset.", show_default=False)] = None,
+    template: Annotated[
+        str | None,
+        typer.Option(metavar="SOURCE", help="A Copier template of your own: path or address.", show_default=False),
+    ] = None,
+    ref: Annotated[
+        str | None, typer.Option(metavar="REF", help="Version of the template to use.", show_default=False)
+    ] = None,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the questions that `new` asks, for use with --data and --answers."""
+    from mcp_scaffold.listing import list_options
+
+    chosen = choose_template(template, ref)
+    found = list_options(chosen, gather(chosen, preset, [], None))
+    print(json.dumps([option.as_dict() for option in found], indent=2) if as_json else as_text(found))
+
+
+def as_text(found: list[Any]) -> str:
+    """Return the options for people, one paragraph each."""
+    import sys
+
+    paragraphs = []
+    for option in found:
+        lines = [paint(option.name, "bold", sys.stdout)]
+        lines += textwrap.wrap(option.help, 90) if option.help else []
+        if option.choices:
+            many = "any of" if option.multiple else "one of"
+            lines.append(f"{many}: {', '.join(str(choice) for choice in option.choices)}")
+        lines.append(f"default: {show(option.default)}")
+        paragraphs.append("\n  ".join(lines))
+    return "\n\n".join(paragraphs)
