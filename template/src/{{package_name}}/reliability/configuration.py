@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import difflib
 import os
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import SecretStr, ValidationError
-from pydantic_settings import BaseSettings
+from pydantic import BeforeValidator, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode
+
+CommaSeparated = Annotated[
+    list[str],
+    NoDecode,
+    BeforeValidator(lambda v: [item.strip() for item in v.split(",") if item.strip()] if isinstance(v, str) else v),
+]
+"""A setting that is a list: `a.example.com, b.example.com`."""
 
 SettingsT = TypeVar("SettingsT", bound=BaseSettings)
 

@@ -22,6 +22,7 @@ log_context: ContextVar[dict[str, object] | None] = ContextVar("log_context", de
 
 REDACTED: Final = "[redacted]"
 _FLUSH_INTERVAL_S = 0.02
+_FRAMEWORKS = ("mcp", "uvicorn", "httpx2")
 _SECRET_KEY = re.compile(
     r"pass(word|wd|phrase)?$|secret|token$|api[_-]?key|auth(orization)?$|credential|cookie|private[_-]?key",
     re.IGNORECASE,
@@ -147,6 +148,9 @@ def configure_logging(level: str, *, fd: int = 2) -> None:
     handler = BackgroundHandler(fd)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    if level != "debug":  # they log every request at "info", and so do we
+        for framework in _FRAMEWORKS:
+            logging.getLogger(framework).setLevel(max(logging.WARNING, logging.getLogger().level))
     logging.captureWarnings(True)
 
 

@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 from .logs import flush_logs
 
@@ -121,7 +122,7 @@ def _noted_by_the_wakeup_fd(number: int, frame: FrameType | None) -> None:
     """Takes the place of Python's default handlers; the watcher thread acts."""
 
 
-def end_process(code: int) -> None:
+def end_process(code: int) -> NoReturn:
     """Leave with `code`, without waiting for threads that never end.
 
     A normal exit joins every worker thread, so one stuck synchronous tool would keep the process alive for ever.

@@ -16,7 +16,7 @@ import threading
 from collections import deque
 from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import anyio
 import anyio.to_thread
@@ -40,7 +40,7 @@ _STREAM_METHODS = frozenset({"subscriptions/listen"})
 """Requests that stay open for the whole session; a shutdown does not wait for them."""
 
 
-def run_stdio(server: ReliableServer[Any], wire: Wire, *, max_message_bytes: int, grace_s: float) -> None:
+def run_stdio(server: ReliableServer[Any], wire: Wire, *, max_message_bytes: int, grace_s: float) -> NoReturn:
     """Serve until the client leaves or the process is told to stop, clean up, and end the process.
 
     Args:

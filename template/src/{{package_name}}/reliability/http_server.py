@@ -1,0 +1,189 @@
+"""Serves any number of clients over streamable HTTP.
+
+What the SDK's own runner lacks and this one has: Host and Origin are checked on every address, by exact match;
+connections that send their request too slowly are closed; SIGTERM stops accepting, lets calls in flight finish within
+the grace period and then really ends; the port is taken before anything starts, with a clear word when it cannot be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import socket
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NoReturn
+
+import anyio
+import uvicorn
+from mcp.server.transport_security import TransportSecuritySettings
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from .probes import add_probes
+from .server import ReliableServer
+from .shutdown import Shutdown, end_process
+from .startup import EXIT_CONFIGURATION
+
+logger = logging.getLogger(__name__)
+
+PATH = "/mcp"
+_REQUEST_TIMEOUT_S = 20.0
+"""Time from a request's first byte to its last, and from a connection's beginning to its first request."""
+_SESSION_IDLE_S = 300.0
+_DEFAULT_PORT = 80
+
+
+@dataclass(frozen=True, kw_only=True)
+class HttpOptions:
+    """How to serve over HTTP.
+
+    Args:
+        host: Address to listen on.
+        port: Port to listen on; 0 takes a free one.
+        allowed_hosts: Host headers that are accepted beside the loopback names and `host` itself.
+        allowed_origins: Browser origins that are accepted; requests without an Origin always are.
+        stateless: Every request stands alone, so that clients notice neither a restart nor another replica.
+        json_response: Answer with plain JSON. Faster, but progress notifications need the stream that it replaces.
+        max_request_bytes: Largest request body.
+        max_connections: Open connections; one more gets status 503.
+        grace_s: Seconds that calls in flight get after SIGTERM or SIGINT.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    allowed_hosts: list[str] = field(default_factory=list)
+    allowed_origins: list[str] = field(default_factory=list)
+    stateless: bool = True
+    json_response: bool = True
+    max_request_bytes: int = 10_000_000
+    max_connections: int = 1_000
+    grace_s: float = 10
+
+
+def run_http(server: ReliableServer[Any], options: HttpOptions) -> NoReturn:
+    """Serve until the process is told to stop, clean up, and end the process."""
+    try:
+        listener = _listen(options.host, options.port)
+    except (OSError, OverflowError) as error:
+        logger.error("cannot listen: %s", error, extra={"host": options.host, "port": options.port})  # noqa: TRY400
+        end_process(EXIT_CONFIGURATION)
+    try:
+        anyio.run(partial(_serve, server, options, listener))
+    except (Exception, SystemExit):
+        logger.exception("the server failed")
+        end_process(1)
+    end_process(0)
+
+
+async def _serve(server: ReliableServer[Any], options: HttpOptions, listener: socket.socket) -> None:
+    port = listener.getsockname()[1]
+    add_probes(server)
+    app = server.streamable_http_app(
+        streamable_http_path=PATH,
+        json_response=options.json_response,
+        stateless_http=options.stateless,
+        max_request_body_size=options.max_request_bytes,
+        session_idle_timeout=None if options.stateless else _SESSION_IDLE_S,
+        transport_security=TransportSecuritySettings(
+            allowed_hosts=allowed_host_headers(options.host, port, options.allowed_hosts),
+            allowed_origins=options.allowed_origins,
+        ),
+    )
+    config = uvicorn.Config(
+        app,
+        http=ImpatientProtocol,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        limit_concurrency=options.max_connections,
+        timeout_graceful_shutdown=max(1, round(options.grace_s)),
+    )
+    http = uvicorn.Server(config)
+    shutdown = Shutdown(grace_s=options.grace_s)
+
+    async def stop_when_asked() -> None:
+        await shutdown.requested.wait()
+        server.drain()
+        http.should_exit = True
+
+    with shutdown.watching():
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(stop_when_asked)
+            logger.info("listening", extra={"url": f"http://{_bracketed(options.host)}:{port}{PATH}"})
+            await http.serve(sockets=[listener])
+            tasks.cancel_scope.cancel()
+    shutdown.cleaned_up()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        OSError: The address does not exist here, or the port is taken or not permitted.
+    """
+    family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+    return socket.create_server((host, port), family=family, backlog=2048)
+
+
+def allowed_host_headers(host: str, port: int, extra: list[str]) -> list[str]:
+    """Every Host header to accept, spelled out: a wildcard would be matched by prefix.
+
+    The address itself unless it stands for all of them, the loopback names, and `extra` with and without the port.
+    """
+    names = ["127.0.0.1", "localhost", "[::1]", *extra]
+    if not _is_wildcard(host):
+        names.append(_bracketed(host))
+    with_port = [
+        name if name.rpartition(":")[2].isdigit() and not name.endswith("]") else f"{name}:{port}" for name in names
+    ]
+    return sorted({*with_port, *extra, *(names if port == _DEFAULT_PORT else [])})
+
+
+def _is_wildcard(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+class ImpatientProtocol(H11Protocol):
+    """Closes a connection whose request does not arrive in time; uvicorn would wait for ever."""
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """The client has until the deadline to send a whole request."""
+        super().connection_made(transport)
+        self._await_client()
+
+    def data_received(self, data: bytes) -> None:
+        """The deadline stands until the request is complete, however many pieces it comes in."""
+        super().data_received(data)
+        incomplete = self.cycle is None or self.cycle.response_complete or self.cycle.more_body
+        if not incomplete:
+            self._stop_waiting()
+        elif self._deadline is None:
+            self._await_client()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing is left to wait for."""
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+        """Between two requests the keep-alive limit applies, not this one."""
+        self._stop_waiting()
+        super().on_response_complete()
+
+    def _await_client(self) -> None:
+        self._deadline = self.loop.call_later(_REQUEST_TIMEOUT_S, self.transport.close)
+
+    def _stop_waiting(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
