@@ -123,8 +123,7 @@ def _render(request: Request, destination: Path, project: Path, progress: Progre
     template = request.template
     try:
         answers = render(
-            template.source,
-            template.ref,
+            template,
             project,
             data=request.answers,
             defaults=_defaults(request, destination),
@@ -137,7 +136,7 @@ def _render(request: Request, destination: Path, project: Path, progress: Progre
         raise
     recorded = _recorded(project)
     _check_effective(request, recorded)
-    if template.origin and recorded:
+    if template.origin:
         _record_origin(project, template.origin)
     shown = {name: answers[name] for name, question in template.questions.items() if question.is_asked}
     files = sorted(path.relative_to(project).as_posix() for path in project.rglob("*") if not path.is_dir())
@@ -186,11 +185,10 @@ def _check_effective(request: Request, recorded: Mapping[str, Any]) -> None:
 
 
 def _record_origin(project: Path, origin: Origin) -> None:
-    """Record the git address that this installation came from, so that updates work on every machine."""
+    """Record where the template really comes from, as Copier would have: it saw the unpacked files alone."""
     path = project / ANSWERS_FILE
-    text = path.read_text(encoding="utf-8")
-    for key, value in (("_src_path", origin.url), ("_commit", origin.commit)):
-        text = re.sub(rf"(?m)^{key}: .*$", f"{key}: {value}".replace("\\", r"\\"), text)
+    lines = yaml.safe_dump({"_commit": origin.commit, "_src_path": origin.source}, width=1000)
+    text = re.sub(r"(?m)^_src_path: .*\n(?: .*\n)*", lambda _: lines, path.read_text(encoding="utf-8"), count=1)
     path.write_text(text, encoding="utf-8", newline="\n")
 
 

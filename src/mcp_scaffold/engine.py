@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import re
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import copier
@@ -20,7 +20,7 @@ from copier.errors import (
     UserMessageError,
 )
 from jinja2 import TemplateError
-from plumbum import ProcessExecutionError
+from plumbum import ProcessExecutionError, local
 from yaml import YAMLError
 
 from mcp_scaffold.errors import OutsideError, ScaffoldError, StateError, UsageError
@@ -30,10 +30,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
+    from mcp_scaffold.templates import Template
+
 
 def render(
-    source: str,
-    ref: str | None,
+    template: Template,
     destination: Path,
     *,
     data: Mapping[str, Any],
@@ -47,12 +48,15 @@ def render(
     `data` answers questions for good; `defaults` replaces the template's defaults; `ask` lets Copier ask the rest in
     the terminal. Raises ScaffoldError for everything that a person can mend, KeyboardInterrupt for Ctrl-C.
     """
-    with _errors_told(), _warnings_told(warn):
+    # Copier starts git once for every file, to read a setting that matters in repositories alone. Of a template that
+    # lies unpacked it needs nothing else from git, so git is hidden from it: that saves a third of the time.
+    hidden = local.env(PATH="") if template.is_builtin else nullcontext()
+    with _errors_told(), _warnings_told(warn), hidden:
         worker = copier.run_copy(
-            source,
+            template.source,
             destination,
             dict(data),
-            vcs_ref=ref,
+            vcs_ref=template.ref,
             settings=copier.Settings(),
             user_defaults=dict(defaults or {}),
             defaults=not ask,

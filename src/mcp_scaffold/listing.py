@@ -35,8 +35,7 @@ def list_options(template: Template, given: Mapping[str, Any]) -> list[Option]:
     """Return every question that can be answered, in order; Copier works the defaults out from `given`."""
     with tempfile.TemporaryDirectory(prefix="mcp-scaffold-") as name:
         answers = render(
-            template.source,
-            template.ref,
+            template,
             Path(name) / "project",
             data=given,
             exclude=("*",),

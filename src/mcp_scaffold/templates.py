@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -14,9 +15,12 @@ from packaging.version import InvalidVersion, Version
 from mcp_scaffold import __version__, bundle
 from mcp_scaffold.errors import OutsideError, UsageError
 from mcp_scaffold.git import GitError, git, try_git
+from mcp_scaffold.pack import is_final
 from mcp_scaffold.questions import read
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from mcp_scaffold.questions import Question
 
 _CONFIG_FILES = ("copier.yml", "copier.yaml")
@@ -27,43 +31,56 @@ _ALIASES = {"gh:": "https://github.com/", "gl:": "https://gitlab.com/"}
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """A git address and a commit, which a project records in place of the bundle."""
+    """What a project records of its template: where it is, and the tag or commit."""
 
-    url: str
+    source: str
     commit: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Template:
-    """A template at one version: `source` and `ref` as Copier takes them, and its questions."""
+    """A template at one version: `source` and `ref` as Copier takes them, and its questions.
+
+    `origin` is set for a template that was unpacked for the occasion: the project records it instead of `source`.
+    """
 
     source: str
     ref: str | None
+    label: str
     questions: dict[str, Question]
-    is_builtin: bool = False
     origin: Origin | None = None
 
     @property
-    def label(self) -> str:
-        """How messages call it."""
-        if self.is_builtin:
-            return f"template {(self.ref or '').removeprefix('v')}"
-        return f"template `{self.source}`" + (f" at `{self.ref}`" if self.ref else "")
+    def is_builtin(self) -> bool:
+        """Say whether it is the template of this installation."""
+        return self.origin is not None
+
+    @property
+    def is_released(self) -> bool:
+        """Say whether it is none of our development versions."""
+        return not self.is_builtin or is_final(self.label.removeprefix("template "))
 
 
-def builtin(ref: str | None = None) -> Template:
-    """Return the template that this installation carries, at its own version or at `ref` (`0.1.0`, `v0.1.0`).
+@contextmanager
+def builtin(ref: str | None = None) -> Iterator[Template]:
+    """Unpack the template that this installation carries, at its own version or at `ref` (`0.1.0`, `v0.1.0`).
 
-    Raises UsageError for an unknown version, OutsideError if the bundle is out of reach.
+    Copier would clone the bundle, too, and ask git once for every file that it renders: from the unpacked files it
+    needs half the time. Raises UsageError for an unknown version, OutsideError if the bundle is out of reach.
     """
-    known = bundle.mirror()
-    tag = find_tag(known, ref or __version__)
-    with tempfile.TemporaryDirectory(prefix="mcp-scaffold-") as name:
-        clone = Path(name)
-        git(clone, "clone", "--quiet", "--bare", str(Path(bundle.MIRROR).expanduser()), ".")
-        questions = read(git(clone, "show", f"{tag}:copier.yml"))
+    tag = find_tag(bundle.mirror(), ref or __version__)
     origin = installed_from() if tag == f"v{__version__}" else None
-    return Template(source=bundle.MIRROR, ref=tag, questions=questions, is_builtin=True, origin=origin)
+    with tempfile.TemporaryDirectory(prefix="mcp-scaffold-") as name:
+        files = Path(name) / "template"
+        mirror = str(Path(bundle.MIRROR).expanduser())
+        git(Path(name), "-c", "advice.detachedHead=false", "clone", "--quiet", "--branch", tag, mirror, str(files))
+        yield Template(
+            source=str(files.resolve()),
+            ref=None,
+            label=f"template {tag.removeprefix('v')}",
+            questions=_read_directory(files, bundle.MIRROR),
+            origin=origin or Origin(source=bundle.MIRROR, commit=tag),
+        )
 
 
 def find_tag(known: dict[str, str], version: str) -> str:
@@ -75,8 +92,9 @@ def find_tag(known: dict[str, str], version: str) -> str:
     return tag
 
 
-def custom(source: str, ref: str | None) -> Template:
-    """Return a template of one's own: a directory, a git repository or bundle, or the address of a repository.
+@contextmanager
+def custom(source: str, ref: str | None) -> Iterator[Template]:
+    """Find a template of one's own: a directory, a git repository or bundle, or the address of a repository.
 
     Without `ref` it is the newest release tag, as in Copier, or HEAD. Raises OutsideError if it is out of reach and
     UsageError if it has no such ref or is no template.
@@ -85,7 +103,9 @@ def custom(source: str, ref: str | None) -> Template:
     if local.is_dir() and try_git(local, "rev-parse", "--show-cdup") != "":
         if ref:
             raise UsageError(f"`{source}` is not a git repository, so it has no `--ref {ref}`.")
-        return Template(source=str(local.resolve()), ref=None, questions=_read_directory(local, source))
+        questions = _read_directory(local, source)
+        yield Template(source=str(local.resolve()), ref=None, label=f"template `{source}`", questions=questions)
+        return
     address = str(local.resolve()) if local.exists() else _address(source)
     with tempfile.TemporaryDirectory(prefix="mcp-scaffold-") as name:
         clone = Path(name)
@@ -96,7 +116,8 @@ def custom(source: str, ref: str | None) -> Template:
         # Of a checkout without releases Copier takes the files as they lie there, uncommitted edits included.
         in_place = found == "HEAD" and local.is_dir()
         questions = _read_directory(local, source) if in_place else _read_commit(clone, found, source)
-    return Template(source=_for_copier(source, local), ref=found, questions=questions)
+    label = f"template `{source}` at `{found}`"
+    yield Template(source=_for_copier(source, local), ref=found, label=label, questions=questions)
 
 
 def newest_release(names: list[str]) -> str | None:
@@ -121,7 +142,7 @@ def installed_from() -> Origin | None:
     commit = record.get("vcs_info", {}).get("commit_id")
     if record.get("vcs_info", {}).get("vcs") != "git" or not commit:
         return None
-    return Origin(url=as_git_address(str(record["url"])), commit=str(commit))
+    return Origin(source=as_git_address(str(record["url"])), commit=str(commit))
 
 
 def as_git_address(url: str) -> str:

@@ -148,7 +148,7 @@ def _target(project: _Project, to: str | None) -> str | None:
     if project.source == bundle.MIRROR:
         return _own_target(project, to)
     origin = templates.installed_from()
-    if origin and origin.url == project.source:
+    if origin and origin.source == project.source:
         return f"v{to.removeprefix('v')}" if to else origin.commit
     return to
 
@@ -260,8 +260,17 @@ def _is_replaced(path: Path, new: Path, name: str) -> bool:
 def _render(project: _Project, ref: str, answers: dict[str, Any], scratch: Path) -> Path:
     """Render the template at `ref` into a directory named like the project, which a template may use."""
     rendered = scratch / project.path.name
-    engine.render(project.source, ref, rendered, data=answers, warn=lambda text: None)  # noqa: ARG005
+    if project.source == bundle.MIRROR:
+        with templates.builtin(ref) as template:
+            engine.render(template, rendered, data=answers, warn=_ignore)
+    else:
+        template = templates.Template(source=project.source, ref=ref, label="", questions={})
+        engine.render(template, rendered, data=answers, warn=_ignore)
     return rendered
+
+
+def _ignore(text: str) -> None:
+    """Drop a warning that the update itself has given already."""
 
 
 def _committed(path: Path, name: str) -> bytes | None:

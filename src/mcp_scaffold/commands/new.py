@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 def new(  # noqa: PLR0913 - one for each option
     destination: Annotated[
-        Path | None, typer.Argument(help="Directory to create; its name becomes the project's.", show_default=False)
+        Path | None,
+        typer.Argument(
+            metavar="DESTINATION", help="Directory to create; its name becomes the project's.", show_default=False
+        ),
     ] = None,
     preset: Annotated[
         str | None, typer.Option(help="Kind of server: stdio, http, full or minimal.", show_default=False)
@@ -59,24 +62,25 @@ def new(  # noqa: PLR0913 - one for each option
     try:
         if ask and destination is None:
             destination = ask_destination()
-        request = create.Request(
-            template=(chosen := choose_template(template, ref)),
-            destination=destination,
-            answers=gather(chosen, preset, data or [], answers),
-            ask=ask,
-            git=not no_git,
-            lock=not no_lock,
-        )
-        if dry_run:
-            list_files(create.preview(request, progress), progress.console)
-        else:
-            report(create.create(request, progress), request, progress.console)
+        with choose_template(template, ref) as chosen:
+            request = create.Request(
+                template=chosen,
+                destination=destination,
+                answers=gather(chosen, preset, data or [], answers),
+                ask=ask,
+                git=not no_git,
+                lock=not no_lock,
+            )
+            if dry_run:
+                list_files(create.preview(request, progress), progress.console)
+            else:
+                report(create.create(request, progress), request, progress.console)
     except KeyboardInterrupt:
         raise Interrupted("Stopped. Nothing was written.") from None
 
 
-def choose_template(source: str | None, ref: str | None) -> Template:
-    """Return the template of this installation, or the one that the person named."""
+def choose_template(source: str | None, ref: str | None) -> AbstractContextManager[Template]:
+    """Find the template of this installation, or the one that the person named."""
     from mcp_scaffold import templates
 
     return templates.custom(source, ref) if source else templates.builtin(ref)
@@ -176,11 +180,8 @@ def report(created: Created, request: Request, console: Console) -> None:
         f"Created `{created.destination.name}` from {request.template.label} in `{created.destination}`"
         f" ({count(created.files, 'file')}{lock}{commit})."
     )
-    if request.template.is_builtin and request.template.ref and ".dev" in request.template.ref:
-        console.say(
-            f"Version {request.template.ref.removeprefix('v')} is not released yet: only a server made from a release "
-            "is sure of later updates."
-        )
+    if not request.template.is_released:
+        console.say("It is not released yet: only a server made from a release is sure of later updates.")
     console.say("\nNext:\n")
     for line in next_steps(created, where):
         console.say(f"  {line}")

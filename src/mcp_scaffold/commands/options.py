@@ -27,8 +27,8 @@ def options(
     """List the questions that `new` asks, for use with --data and --answers."""
     from mcp_scaffold.listing import list_options
 
-    chosen = choose_template(template, ref)
-    found = list_options(chosen, gather(chosen, preset, [], None))
+    with choose_template(template, ref) as chosen:
+        found = list_options(chosen, gather(chosen, preset, [], None))
     print(json.dumps([option.as_dict() for option in found], indent=2) if as_json else as_text(found))
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def update(
-    path: Annotated[Path, typer.Argument(help="The project's directory.")] = Path(),
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="The project's directory.")] = Path(),
     to: Annotated[
         str | None,
         typer.Option(
