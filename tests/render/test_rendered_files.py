@@ -77,6 +77,26 @@ def test_no_directory_is_empty(every_pair: list[Path]) -> None:
         assert not [path for path in project.rglob("*") if path.is_dir() and not any(path.iterdir())]
 
 
+def test_names_in_the_template_suit_every_system(template: Path) -> None:
+    names = [path.name for path in template.rglob("*")]
+    assert not [name for name in names if re.search(r'[<>:"|?*\\]|[. ]$', name)]
+
+
+def test_the_workflow_may_read_and_runs_pinned_actions_on_every_python(render: Renderer) -> None:
+    project = render(ci="github")
+    workflow = parse(project / ".github/workflows/ci.yml")
+    assert workflow["permissions"] == {"contents": "read"}
+    (job,) = workflow["jobs"].values()
+    used = [step["uses"] for step in job["steps"] if "uses" in step]
+    assert [name.split("@")[0] for name in used] == ["actions/checkout", "actions/setup-python"]
+    assert all(re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", name) for name in used)
+    versions = job["strategy"]["matrix"]["python"]
+    assert versions == ["3.11", "3.12", "3.13", "3.14"]
+    assert metadata(project)["requires-python"] == f">={versions[0]}"
+    (matrix,) = parse(render(ci="gitlab") / ".gitlab-ci.yml")["test"]["parallel"]["matrix"]
+    assert matrix == {"PYTHON": versions}
+
+
 def test_a_default_project_has_at_most_60_files(render: Renderer) -> None:
     assert len(files(render())) <= 60
 
