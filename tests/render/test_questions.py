@@ -57,6 +57,15 @@ def test_an_answer_beats_the_preset(render: Renderer) -> None:
     assert (answers["transports"], answers["ci"]) == (["http"], "gitlab")
 
 
+def test_a_preset_does_nothing_but_set_defaults(render: Renderer) -> None:
+    answers = {"transports": ["stdio", "http"], "clients": ["cursor"], "ci": "gitlab"}
+    minimal, full = (
+        {path.relative_to(project): path.read_bytes() for path in project.rglob("*") if path.is_file()}
+        for project in (render(preset="minimal", **answers), render(preset="full", **answers))
+    )
+    assert {str(name) for name in minimal | full if minimal.get(name) != full.get(name)} == {".copier-answers.yml"}
+
+
 def test_the_number_of_the_questionnaire_is_recorded_and_computed_values_are_not(render: Renderer) -> None:
     answers = recorded(render())
     assert answers["questionnaire"] == 1

@@ -96,7 +96,9 @@ def test_the_documented_settings_are_the_real_ones(render: Renderer, preset: str
 def documented(value: object) -> str:
     """Write a default as a person would write it into the environment."""
     if isinstance(value, list):
-        return json.dumps(value)
+        return ",".join(value)
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return "" if value is None else str(value)
