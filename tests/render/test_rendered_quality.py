@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from tests.render.conftest import Renderer
@@ -26,6 +27,20 @@ print(json.dumps({
     prefix.upper() + name.upper(): field.get_default(call_default_factory=True)
     for name, field in Settings.model_fields.items()
 }, default=str))
+"""
+
+CALL = """
+import anyio
+from garden.app import create_server
+from garden.settings import Settings
+from mcp import Client
+
+async def main():
+    async with Client(create_server(Settings())) as client:
+        result = await client.call_tool("add", {"first": 2, "second": 3})
+    print(result.structured_content["result"])
+
+anyio.run(main)
 """
 
 
@@ -91,6 +106,17 @@ def test_the_documented_settings_are_the_real_ones(render: Renderer, preset: str
     readme = (project / "README.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(MY_SERVER_\w+)` \| (?:`(.*?)`)? ?\|", readme, re.MULTILINE)
     assert dict(rows) == real
+
+
+def test_the_tool_of_the_readme_works(project: Callable[..., Path]) -> None:
+    directory = project(project_name="garden")
+    (example,) = re.findall(r"```python\n(.*?)```", (directory / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    (name,) = re.findall(r"save this as `(.+?)`", example)
+    (directory / name).write_text(example, encoding="utf-8")
+    run(sys.executable, "-m", "ruff", "check", "--no-cache", directory)
+    run(sys.executable, "-m", "ruff", "format", "--check", "--no-cache", directory)
+    environment = {**os.environ, "PYTHONPATH": str(directory / "src")}
+    assert run(sys.executable, "-c", CALL, env=environment).strip() == "5.0"
 
 
 def documented(value: object) -> str:
