@@ -205,8 +205,8 @@ def _commit(project: Path, progress: Progress) -> bool:
     try:
         if not finish.commit(project, project.name, __version__):
             progress.warn(
-                "git knows no user.name and user.email of yours: the first commit is by `mcp-scaffold`. "
-                "To sign it: `git config --global user.name ...`, then `git commit --amend --reset-author`."
+                "git does not know your name and e-mail address, so the first commit is by `mcp-scaffold`. "
+                "Set user.name and user.email, then `git commit --amend --reset-author` makes it yours."
             )
     except GitError as error:
         progress.warn(f"the first commit was not made: {error.reason}. Updates need one.")

@@ -201,8 +201,11 @@ def _present(git: _Git, version: str) -> Release:
     """Return the files as they lie in the checkout, committed or not; what git ignores is left out."""
     if git.head:
         git.run("read-tree", "HEAD")
-    # One that is missing would make `git add` fail; `template` and `copier.yml` are checked later.
+    # `git add` fails for what is missing. The index counts as well as the files: a tracked file may be ignored.
     present = [path for path in PATHS if (git.root / path).exists()]
+    missing = [path for path in PATHS if path not in present]
+    if missing:
+        git.run("rm", "-r", "--cached", "--quiet", "--ignore-unmatch", "--", *missing)
     git.run("add", "--all", "--", *present)
     date = git.run("log", "-1", "--format=%ct", "HEAD") if git.head else "0"
     return Release(version, git.run("write-tree"), date)
@@ -219,7 +222,7 @@ def _commit_all(git: _Git, releases: list[Release]) -> dict[str, str]:
             raise PackError(f"Version {release.version} holds no copier.yml or no template/.")
         tree = git.run("mktree", stdin=entries + "\n")
         message = f"mcp-scaffold {release.version}"
-        date = f"{release.date} +0000"
+        date = f"@{release.date} +0000"
         commit = git.run("commit-tree", tree, *parent, "-m", message, date=date)
         refs[f"v{release.version}"] = commit
         parent = ["-p", commit]
