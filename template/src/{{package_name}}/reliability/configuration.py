@@ -6,8 +6,8 @@ import difflib
 import os
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BeforeValidator, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, NoDecode
+from pydantic import BeforeValidator, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsError
 
 CommaSeparated = Annotated[
     list[str],
@@ -32,8 +32,11 @@ def load_settings(settings_class: type[SettingsT]) -> SettingsT:
     try:
         return settings_class()
     except ValidationError as error:
-        lines = [_explain(settings_class, found["loc"], found["input"], found["msg"]) for found in error.errors()]
+        found = error.errors(include_url=False)
+        lines = [_explain(settings_class, problem["loc"], problem["input"], problem["msg"]) for problem in found]
         raise ConfigurationError("\n".join(lines)) from None
+    except SettingsError as error:  # a structured value that is not even JSON; the text names the field
+        raise ConfigurationError(f"The environment cannot be read: {error}; a list is written as JSON.") from None
 
 
 def unknown_variables(settings_class: type[BaseSettings]) -> dict[str, str | None]:
@@ -47,27 +50,25 @@ def unknown_variables(settings_class: type[BaseSettings]) -> dict[str, str | Non
 def _explain(settings_class: type[BaseSettings], location: tuple[int | str, ...], value: object, reason: str) -> str:
     name = str(location[0]) if location else ""
     variable = f"{settings_class.model_config.get('env_prefix', '')}{name.upper()}"
-    field = settings_class.model_fields.get(name)
     schema = settings_class.model_json_schema()["properties"].get(name, {})
-    shown = "(hidden)" if field is None or field.annotation is SecretStr else repr(value)
-    return f"{variable}={shown} is not valid: it must be {_allowed(schema) or reason}."
+    shown = "(hidden)" if "writeOnly" in str(schema) else repr(value)  # how a schema marks a secret
+    allowed = next(filter(None, map(_allowed, [schema, *schema.get("anyOf", [])])), "")
+    return f"{variable}={shown} is not valid: {f'it must be {allowed}' if allowed else reason}."
 
 
 def _allowed(schema: dict[str, Any]) -> str:
     """What a field accepts, in words, from its JSON schema; empty when that does not say."""
     if choices := schema.get("enum"):
         return "one of " + ", ".join(map(str, choices))
-    if schema.get("type") not in ("integer", "number"):
-        return ""
-    text = "a whole number" if schema["type"] == "integer" else "a number"
-    bounds = [
-        f"{words} {schema[key]:g}"
-        for key, words in (
-            ("exclusiveMinimum", "greater than"),
-            ("minimum", "at least"),
-            ("exclusiveMaximum", "less than"),
-            ("maximum", "at most"),
-        )
-        if key in schema
-    ]
-    return " ".join([text, " and ".join(bounds)]).strip()
+    kind = _KINDS.get(schema.get("type", ""), "")
+    bounds = [f"{words} {schema[key]:g}" for key, words in _BOUNDS.items() if kind and key in schema]
+    return " ".join([kind, " and ".join(bounds)]).strip()
+
+
+_KINDS = {"integer": "a whole number", "number": "a number", "boolean": "true or false"}
+_BOUNDS = {
+    "exclusiveMinimum": "greater than",
+    "minimum": "at least",
+    "exclusiveMaximum": "less than",
+    "maximum": "at most",
+}

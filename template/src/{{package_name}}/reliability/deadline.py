@@ -12,6 +12,7 @@ The outermost deadline that expires is the one that is reported: a tool can ther
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -21,11 +22,16 @@ import anyio
 from .errors import DeadlineExceeded
 
 _expires_at: ContextVar[float] = ContextVar("deadline_expires_at", default=math.inf)
+"""For worker threads, which have a copy of the context but no cancel scope."""
 
 
 def remaining_s() -> float:
-    """Seconds that are left of the current deadline: never negative, infinite outside of any."""
-    return max(0.0, _expires_at.get() - anyio.current_time())
+    """Seconds that are left of the current deadline: never negative, infinite outside of any. Also for worker threads."""
+    try:
+        left = anyio.current_effective_deadline() - anyio.current_time()
+    except anyio.NoEventLoopError:
+        left = _expires_at.get() - time.monotonic()
+    return max(0.0, left)
 
 
 @contextmanager
@@ -39,9 +45,8 @@ def deadline(limit_s: float, *, what: str = "The call") -> Iterator[None]:
     Raises:
         DeadlineExceeded: This limit expired. The end of a surrounding deadline is reported by that one.
     """
-    outer = _expires_at.get()
     own = anyio.current_time() + limit_s
-    if own >= outer:  # the surrounding scope is going to cancel this body: a scope of our own would only cost
+    if own >= anyio.current_effective_deadline():  # that one is going to cancel the body: another would only cost
         yield
         return
     token = _expires_at.set(own)

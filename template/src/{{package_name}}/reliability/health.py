@@ -7,6 +7,7 @@ while they run waits for that same run.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 import sys
@@ -16,6 +17,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 import anyio
+
+from .cancellation import is_cancelled
 
 logger = logging.getLogger(__name__)
 
@@ -165,12 +168,13 @@ class HealthMonitor:
     async def run_checks(self) -> None:
         """Run every check once, all at the same time. Never raises for a check (R10)."""
         self._running = anyio.Event()
+        checks = list(self._checks.values())
         results: dict[str, CheckResult] = {}
         try:
             async with anyio.create_task_group() as tasks:
-                for check in self._checks.values():
+                for check in checks:
                     tasks.start_soon(self._run_check, check, results)
-            self._results = [results[name] for name in self._checks]
+            self._results = [results[check.name] for check in checks]
             self._checked_at = self._clock()
         finally:
             self._running.set()
@@ -187,17 +191,20 @@ class HealthMonitor:
 
     async def _run_check(self, check: Check, results: dict[str, CheckResult]) -> None:
         started = self._clock()
+        status, detail = Status.OK, ""
         failed = Status.FAILED if check.critical else Status.DEGRADED
-        status, detail = failed, f"no answer within {self._timeout_s:g} s"
-        with anyio.move_on_after(self._timeout_s):
-            try:
+        try:
+            with anyio.move_on_after(self._timeout_s) as limit:
                 detail = await check.probe()
-                status = Status.OK
-            except Unhealthy as problem:
-                detail = str(problem)
-            except Exception as error:
-                detail = f"the check itself failed ({type(error).__name__})"
-                logger.warning("health check raised", exc_info=True, extra={"check": check.name})
+            if limit.cancelled_caught:
+                status, detail = failed, f"no answer within {self._timeout_s:g} s"
+        except Unhealthy as problem:
+            status, detail = failed, str(problem)
+        except (Exception, asyncio.CancelledError) as error:
+            if is_cancelled(error):
+                raise
+            status, detail = failed, f"the check itself failed ({type(error).__name__})"
+            logger.warning("health check raised", exc_info=True, extra={"check": check.name})
         previous = next((r.status for r in self._results if r.name == check.name), Status.OK)
         if status is not previous:
             logger.log(

@@ -11,6 +11,8 @@ import asyncio
 import ipaddress
 import logging
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NoReturn
@@ -99,7 +101,7 @@ async def _serve(server: ReliableServer[Any], options: HttpOptions, listener: so
         limit_concurrency=options.max_connections,
         timeout_graceful_shutdown=max(1, round(options.grace_s)),
     )
-    http = uvicorn.Server(config)
+    http = _Server(config)
     shutdown = Shutdown(grace_s=options.grace_s)
 
     async def stop_when_asked() -> None:
@@ -149,6 +151,15 @@ def _is_wildcard(host: str) -> bool:
 
 def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
+
+
+class _Server(uvicorn.Server):
+    """Leaves the signals to `Shutdown`; uvicorn would act on them too, and raise them again at the end."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture none."""
+        yield
 
 
 class ImpatientProtocol(H11Protocol):

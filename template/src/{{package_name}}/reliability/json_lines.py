@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 from mcp.shared.message import SessionMessage
@@ -15,7 +16,7 @@ _PREFIX_BYTES = 4096
 _ID = re.compile(
     rb"""\{\s*"jsonrpc"\s*:\s*"2\.0"\s*,
     (?:\s*"method"\s*:\s*"[^"\\]{1,200}"\s*,)?
-    \s*"id"\s*:\s*(-?\d{1,18}|"[^"\\]{1,200}")""",
+    \s*"id"\s*:\s*(-?\d{1,18}|"[^"\\]{1,200}")\s*[,}]""",
     re.VERBOSE,
 )
 """The id of a request whose beginning looks as the SDKs write it."""
@@ -46,6 +47,10 @@ class LineSplitter:
         for piece in complete:
             yield from self._end_line(piece)
         self._append(rest)
+
+    def end(self) -> Iterator[bytes | OversizeLine]:
+        """The last line, when the stream ends without a line break."""
+        yield from self._end_line(b"")
 
     def _append(self, piece: bytes) -> None:
         if self._dropping is not None:
@@ -80,7 +85,10 @@ def parse_line(line: bytes) -> SessionMessage | JSONRPCError | None:
 def oversize_error(line: OversizeLine, max_bytes: int) -> JSONRPCError:
     """The answer to a line that was too long; it carries the request's id where that stood at the line's beginning."""
     found = _ID.match(line.prefix)
-    request_id = json.loads(found[1]) if found else None
+    request_id: int | str | None = None
+    if found:
+        with suppress(ValueError):  # an id in broken UTF-8, or a number that JSON does not allow
+            request_id = json.loads(found[1])
     return _error(request_id, INVALID_REQUEST, f"The message is longer than the limit of {max_bytes} bytes.")
 
 

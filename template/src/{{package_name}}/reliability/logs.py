@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 import threading
@@ -28,10 +29,12 @@ _SECRET_KEY = re.compile(
     re.IGNORECASE,
 )
 _SECRET_TEXT = re.compile(
-    r"(?P<scheme>\b(?:bearer|basic)\s+)[\w\-.~+/]{8,}=*"
-    r"|(?P<user>://[^/\s:@]{0,256}:)[^/\s@]{1,256}(?=@)"
-    r"|(?P<key>\b(?:password|passwd|secret|token|api[_-]?key)[\"']?\s{0,4}[=:]\s{0,4})[\"']?[^\s\"',;&]{1,256}[\"']?"
-    r"|\b(?:sk|pk|ghp|gho|ghs|glpat|xox[abps])[-_][\w-]{12,}",
+    r"(?P<scheme>\bauthorization[\"']?\s{0,4}[=:]\s{0,4}[\"']?(?:[a-z]+\s+)?|\bbearer\s+)[\w\-.~+/=]{6,}"
+    r"|(?P<user>://[^/\s:@]*:)[^/\s@]+(?=@)"
+    r"|(?P<key>(?:password|passwd|passphrase|secret|token|credential|(?:api|access|private)[_-]?key(?:[_-]?id)?)[\w-]*"
+    r"[\"']?\s{0,4}[=:]\s{0,4})(?:\"[^\"\n]*\"?|'[^'\n]*'?|[^\s\"',;&]+)"
+    r"|\b(?:sk|pk|ghp|gho|ghs|github_pat|glpat|xox[abps])[-_][\w-]{12,}"
+    r"|\bAKIA[0-9A-Z]{12,}",
     re.IGNORECASE,
 )
 _STANDARD_FIELDS = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName", "color_message"}
@@ -46,7 +49,7 @@ def _plain(key: str, value: object) -> object:
     """A JSON value for `value`, redacted by its key and by its text."""
     if _SECRET_KEY.search(key):
         return REDACTED
-    if value is None or isinstance(value, bool | int | float):
+    if value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
         return value
     if isinstance(value, dict):
         return {str(k): _plain(str(k), v) for k, v in value.items()}
@@ -71,7 +74,7 @@ class JsonFormatter(logging.Formatter):
             line.update(context)
         for key, value in record.__dict__.items():
             if key not in _STANDARD_FIELDS:
-                line[key] = _plain(key, value)
+                line.setdefault(key, _plain(key, value))
         if record.exc_info and record.exc_info[0] is not None:
             line["exception"] = redact(self.formatException(record.exc_info))
         if record.stack_info:
@@ -98,10 +101,12 @@ class BackgroundHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Queue the record's line. Never blocks, never raises."""
         try:
-            self._lines.append(self.format(record))
-        except Exception:
-            self.handleError(record)
-            return
+            line = self.format(record)
+        except Exception as error:
+            line = json.dumps(
+                {"level": "error", "event": "a log line could not be written", "error": type(error).__name__}
+            )
+        self._lines.append(line)
         self._queued += 1
         if not self._wake.is_set():
             self._wake.set()

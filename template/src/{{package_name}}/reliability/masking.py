@@ -28,6 +28,7 @@ ERROR_META = "reliability/error"
 """Key in a failed result's `_meta`: the kind, whether and when to retry, and the reference."""
 
 _SHOWN_CHARACTERS = 100
+_LONGEST_TEXT = 4_000
 
 
 @contextmanager
@@ -87,7 +88,7 @@ def public_error(error: Exception, subject: str) -> ReliabilityError:
 def public_text(error: ReliabilityError, reference: str) -> str:
     """The error in words: what happened, whether to retry, and the reference; an author's own text stays alone."""
     if isinstance(error, ToolFailure):
-        return error.text
+        return error.text[:_LONGEST_TEXT]
     advice = "Retrying the same call will not help."
     if error.retry_after_s is not None:
         advice = f"Retry after {error.retry_after_s:g} s."

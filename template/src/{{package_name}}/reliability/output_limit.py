@@ -1,4 +1,4 @@
-"""Caps the size of a result (R7).
+"""Caps the size of what is sent to a client (R7).
 
 A model cannot use a 20 MB answer: clients cut it, or fail on it, and the memory is spent all the same.
 """
@@ -6,6 +6,7 @@ A model cannot use a 20 MB answer: clients cut it, or fail on it, and the memory
 from __future__ import annotations
 
 from mcp_types import CallToolResult, TextContent
+from pydantic_core import to_json
 
 from .errors import ToolFailure
 
@@ -20,21 +21,38 @@ def limit_output(result: CallToolResult, max_bytes: int) -> CallToolResult:
     Raises:
         ToolFailure: It is too large and cannot be cut without breaking it: structured or binary content.
     """
-    size = sum(_size(block) for block in result.content)
+    size = sum(size_of_block(block) for block in result.content)
+    if result.structured_content is not None:  # the SDK sends it twice, as text and as data; it counts once
+        size = max(size, len(to_json(result.structured_content, fallback=str)))
     if size <= max_bytes:
         return result
     if result.structured_content is not None or not all(isinstance(b, TextContent) for b in result.content):
-        raise ToolFailure(
-            f"The result is too large: {size:,} bytes, and the limit is {max_bytes:,}. Ask for less at once."
-        )
+        refuse_oversize(size, max_bytes)
     text = "\n".join(block.text for block in result.content if isinstance(block, TextContent))
     kept = text.encode()[:max_bytes].decode(errors="ignore")
     notice = f"\n\n[Truncated: the first {max_bytes:,} of {size:,} bytes are shown. Ask for less at once.]"
     return result.model_copy(update={"content": [TextContent(type="text", text=kept + notice)]})
 
 
-def _size(block: object) -> int:
-    """Bytes of the block's own data; its envelope is not counted."""
+def refuse_oversize(size: int, max_bytes: int) -> None:
+    """Let what is within the limit pass.
+
+    Raises:
+        ToolFailure: `size` is more than `max_bytes`.
+    """
+    if size > max_bytes:
+        raise ToolFailure(
+            f"The result is too large: {size:,} bytes, and the limit is {max_bytes:,}. Ask for less at once."
+        )
+
+
+def size_of_block(block: object) -> int:
+    """Bytes of a content block's own data; its envelope is not counted."""
     contents = getattr(block, "resource", block)
     data = next((v for a in ("text", "data", "blob") if isinstance(v := getattr(contents, a, None), str)), "")
-    return len(data) if data.isascii() else len(data.encode())
+    return size_of_text(data)
+
+
+def size_of_text(text: str | bytes) -> int:
+    """Bytes of UTF-8."""
+    return len(text) if isinstance(text, bytes) or text.isascii() else len(text.encode())

@@ -5,18 +5,20 @@ Every tool, resource and prompt goes through `Pipeline.run`, so that their autho
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-import anyio
 from mcp.server.mcpserver.exceptions import ResourceNotFoundError
 from mcp.shared.exceptions import MCPError
 
+from .cancellation import is_cancelled
 from .deadline import deadline
 from .errors import DeadlineExceeded, Overloaded, ToolFailure
 from .load_shedding import LoadShedder
@@ -28,6 +30,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 _process = secrets.token_hex(4)
 _numbers = itertools.count(1)
+_admitted: ContextVar[bool] = ContextVar("admitted", default=False)
+"""A call within a call (a tool that reads a resource) shares its place; waiting for a second one could be for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +88,7 @@ class Pipeline:
         outcome = Outcome.ERROR
         try:
             with deadline(call.timeout_s):
-                result = await (work() if always_admit else self._admitted(work))
+                result = await (work() if always_admit or _admitted.get() else self._admit(work))
             outcome = outcome_of(result)
             return result
         except DeadlineExceeded:
@@ -96,9 +100,12 @@ class Pipeline:
         except (ToolFailure, MCPError, ResourceNotFoundError):
             outcome = Outcome.TOOL_ERROR
             raise
-        except anyio.get_cancelled_exc_class():
-            outcome = Outcome.CANCELLED
-            raise
+        except asyncio.CancelledError as error:
+            if is_cancelled(error):
+                outcome = Outcome.CANCELLED
+                raise
+            logger.exception("call failed unexpectedly")
+            raise RuntimeError("something that the call awaited was cancelled") from error
         except Exception:
             logger.exception("call failed unexpectedly")
             raise
@@ -109,9 +116,11 @@ class Pipeline:
                 logger.info("call", extra={"outcome": outcome, "duration_ms": round(duration_s * 1000, 3)})
             log_context.reset(context)
 
-    async def _admitted(self, work: Callable[[], Awaitable[T]]) -> T:
+    async def _admit(self, work: Callable[[], Awaitable[T]]) -> T:
         await self.load_shedder.acquire()
+        token = _admitted.set(True)
         try:
             return await work()
         finally:
+            _admitted.reset(token)
             self.load_shedder.release()

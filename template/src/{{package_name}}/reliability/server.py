@@ -47,7 +47,7 @@ from .masking import (
     unknown_name,
 )
 from .metrics import CallMetrics, CallStatistics, Outcome
-from .output_limit import limit_output
+from .output_limit import limit_output, refuse_oversize, size_of_block, size_of_text
 from .pipeline import Call, Pipeline
 from .worker_threads import WorkerThreads
 
@@ -298,7 +298,12 @@ class ReliableServer(MCPServer[AppT], Generic[AppT]):
         self, uri: AnyUrl | str, context: Context[AppT, Any] | None
     ) -> Iterable[ReadResourceContents] | InputRequiredResult:
         with resource_errors():
-            return await super().read_resource(uri, context)
+            contents = await super().read_resource(uri, context)
+        if isinstance(contents, InputRequiredResult):
+            return contents
+        contents = list(contents)
+        refuse_oversize(sum(size_of_text(part.content) for part in contents), self.limits.max_output_bytes)
+        return contents
 
     async def _get_prompt(
         self, name: str, arguments: dict[str, Any] | None, context: Context[AppT, Any] | None
@@ -306,7 +311,10 @@ class ReliableServer(MCPServer[AppT], Generic[AppT]):
         if name not in self._names["prompt"]:
             raise unknown_name("prompt", name, self._names["prompt"])
         with prompt_errors():
-            return await super().get_prompt(name, arguments, context)
+            rendered = await super().get_prompt(name, arguments, context)
+        if isinstance(rendered, GetPromptResult):
+            refuse_oversize(sum(size_of_block(m.content) for m in rendered.messages), self.limits.max_output_bytes)
+        return rendered
 
     @property
     def lowlevel(self) -> Server[AppT]:

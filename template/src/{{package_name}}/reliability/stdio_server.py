@@ -14,6 +14,7 @@ import os
 import select
 import threading
 from collections import deque
+from collections.abc import Iterator
 from functools import partial
 from types import TracebackType
 from typing import Any, NoReturn, Self
@@ -72,7 +73,8 @@ async def _serve(server: ReliableServer[Any], wire: Wire, *, max_message_bytes: 
 
 async def _drain_when_asked(shutdown: Shutdown, server: ReliableServer[Any], inbox: Inbox, outbox: Outbox) -> None:
     await shutdown.requested.wait()
-    server.drain()
+    if not inbox.at_end:  # what was sent before the end of input is still to be served, and nothing new can come
+        server.drain()
     with anyio.move_on_after(shutdown.grace_s):
         await outbox.all_answered()
     inbox.end()
@@ -100,7 +102,8 @@ class Outbox:
 
     def forget(self, request_id: object) -> None:
         """The request is answered, or its client has given it up."""
-        self._unanswered.discard(request_id)
+        if isinstance(request_id, int | str):
+            self._unanswered.discard(request_id)
         if not self._unanswered:
             self._answered.set()
 
@@ -167,6 +170,7 @@ class Inbox:
         self._received: deque[tuple[SessionMessage | JSONRPCError, int]] = deque()
         self._arrived = asyncio.Event()
         self._ended = False
+        self.at_end = False
         self._room = _ByteBudget(2 * max_message_bytes)
         self._poll = None
         if hasattr(select, "poll"):
@@ -210,12 +214,19 @@ class Inbox:
             self._outbox.forget((message.params or {}).get("requestId"))
 
     def _read(self) -> None:
-        while chunk := self._next_chunk():
-            for line in self._lines.feed(chunk):
-                if isinstance(line, OversizeLine):
-                    self._deliver(oversize_error(line, self._lines.max_bytes), len(line.prefix))
-                elif (message := parse_line(line)) is not None:
-                    self._deliver(message, len(line))
+        try:
+            while chunk := self._next_chunk():
+                self._deliver_lines(self._lines.feed(chunk))
+        except Exception:
+            logger.exception("reading failed")
+            self._shutdown.request("reading failed")
+
+    def _deliver_lines(self, lines: Iterator[bytes | OversizeLine]) -> None:
+        for line in lines:
+            if isinstance(line, OversizeLine):
+                self._deliver(oversize_error(line, self._lines.max_bytes), len(line.prefix))
+            elif (message := parse_line(line)) is not None:
+                self._deliver(message, len(line))
 
     def _next_chunk(self) -> bytes | None:
         """Bytes from the client; None when it is gone, or has closed either of the two pipes."""
@@ -228,6 +239,8 @@ class Inbox:
             logger.warning("stdin cannot be read", extra={"error": str(error)})
             chunk = b""
         if not chunk:
+            self._deliver_lines(self._lines.end())
+            self.at_end = True
             self._shutdown.request("the client closed stdin", grace_s=EOF_GRACE_S, cleanup_s=_EOF_CLEANUP_S)
             return None
         return chunk
