@@ -10,10 +10,15 @@ import yaml
 from mcp_scaffold.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from mcp_scaffold.questions import Question
+
+_NUMBERS: dict[str, tuple[Callable[[Any], object], str]] = {
+    "int": (int, "a whole number"),
+    "float": (float, "a number"),
+}
 
 
 def parse_pairs(pairs: Iterable[str]) -> dict[str, str]:
@@ -63,9 +68,10 @@ def from_project(questions: Mapping[str, Question], given: Mapping[str, Any]) ->
 
 
 def nearest(word: str, known: Iterable[Any]) -> str:
-    """Return ` Did you mean X?` if one of `known` is close to `word`, else nothing."""
-    close = difflib.get_close_matches(word.lower(), [str(item) for item in known], n=1, cutoff=0.6)
-    return f"Did you mean `{close[0]}`?" if close else ""
+    """Return `Did you mean X?` if one of `known` is close to `word`, else nothing."""
+    by_lower = {str(item).lower(): item for item in known}
+    close = difflib.get_close_matches(word.lower(), list(by_lower), n=1, cutoff=0.6)
+    return f"Did you mean `{by_lower[close[0]]}`?" if close else ""
 
 
 def _find(questions: Mapping[str, Question], name: str, source: str) -> Question:
@@ -93,6 +99,8 @@ def _answer(question: Question, value: Any, source: str) -> Any:
         raise UsageError(f"`{question.name}` ({source}) takes one value, not `{value}`.")
     if question.type == "str":
         value = _as_text(question, value, source)
+    elif question.type in _NUMBERS:
+        _check_number(question, value, source)
     _check_choice(question, value, source)
     return value
 
@@ -124,6 +132,14 @@ def _as_text(question: Question, value: Any, source: str) -> str:
             hint=f'Put it in quotes: {question.name}: "..."',
         )
     return value
+
+
+def _check_number(question: Question, value: Any, source: str) -> None:
+    read, name = _NUMBERS[question.type]
+    try:
+        read(value)
+    except (TypeError, ValueError):
+        raise UsageError(f"`{question.name}` ({source}) takes {name}, not `{value}`.") from None
 
 
 def _check_choice(question: Question, value: Any, source: str) -> None:

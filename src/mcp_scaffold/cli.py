@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from typing import Annotated
 
@@ -28,7 +29,7 @@ app = typer.Typer(
     epilog=_EPILOG,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    no_args_is_help=True,
+    invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(new)
@@ -44,13 +45,16 @@ def _print_version(is_wanted: bool) -> None:  # noqa: FBT001 - the signature of 
 
 @app.callback()
 def _main(
+    context: typer.Context,
     *,
-    version: Annotated[
+    version: Annotated[  # noqa: ARG001 - its callback answers it
         bool,
         typer.Option("--version", "-V", help="Print the version.", callback=_print_version, is_eager=True),
     ] = False,
 ) -> None:
-    """Take the options that stand before a command."""
+    """Take the options that stand before a command; without a command, print the help."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 def run(arguments: list[str] | None = None) -> int:
@@ -60,7 +64,7 @@ def run(arguments: list[str] | None = None) -> int:
         # Set inside a git hook; Copier's git would work on the hook's repository instead of the project.
         os.environ.pop(name, None)
     try:
-        code = app(arguments, standalone_mode=False)
+        code = app(arguments, prog_name="mcp-scaffold", standalone_mode=False)
     except ScaffoldError as error:
         Console().fail(error)
         return error.exit_code
@@ -77,15 +81,16 @@ def run(arguments: list[str] | None = None) -> int:
 
 def _wrong_usage(error: TyperException) -> int:
     """Tell what typer found wrong with the options, in our words."""
-    message = error.format_message()
-    if not message:
-        # `no_args_is_help` has printed the help already.
-        return Exit.USAGE
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "mcp-scaffold"
-    first, _, rest = message.partition(" Did you mean")
-    hint = f"Did you mean{rest}" if rest else f"`{command} --help` lists the options."
-    Console().fail(UsageError(first.rstrip(".") + ".", hint=hint))
+    text = re.sub(r"'([^']+)'", r"`\1`", error.format_message()).replace("argument(s)", "argument")
+    text = re.sub(r"(?<=option: )(\S+?)(?=\.| \(|$)", r"`\1`", text)
+    # Two ways in which typer proposes what was meant.
+    found = re.fullmatch(r"(.*?)\.? (?:Did you mean|\(Possible options:) (.*?)(?:\?|\)\.?)", text)
+    message, meant = found.groups() if found else (text.rstrip("."), "")
+    meant = re.sub(r"(?<!\S)(-[\w-]+)", r"`\1`", meant)
+    hint = f"Did you mean {meant}?" if meant else f"`{command} --help` lists the options."
+    Console().fail(UsageError(f"{message}.", hint=hint))
     return Exit.USAGE
 
 

@@ -83,7 +83,7 @@ def _errors_told() -> Iterator[None]:
     except (CopierError, ValueError, TypeError, TemplateError, YAMLError) as error:
         raise _told(error) from error
     except ProcessExecutionError as error:
-        raise OutsideError(f"git failed: {reason_in(str(error.stderr))}.") from error
+        raise _git_told(reason_in(str(error.stderr))) from error
     except OSError as error:
         raise disk_error(error) from error
 
@@ -102,6 +102,13 @@ def _told(error: Exception) -> ScaffoldError:
     if isinstance(error, UserMessageError):
         return StateError(text)
     return _refused_answer(text) or OutsideError(f"Copier stopped: {text}.")
+
+
+def _git_told(reason: str) -> ScaffoldError:
+    unknown = re.fullmatch(r"invalid reference: (.*)", reason)
+    if unknown:
+        return UsageError(f"The template has no version `{unknown[1]}`.")
+    return OutsideError(f"git failed: {reason}.")
 
 
 def _refused_answer(text: str) -> UsageError | None:

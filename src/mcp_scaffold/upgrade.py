@@ -7,13 +7,14 @@ what the old and the new template render, before and after.
 
 from __future__ import annotations
 
+import re
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from packaging.version import InvalidVersion, Version
+from packaging.version import Version
 
 from mcp_scaffold import __version__, bundle, engine, signals, templates
 from mcp_scaffold.errors import StateError
@@ -89,7 +90,7 @@ def preview(path: Path, to: str | None, *, warn: Callable[[str], None]) -> Updat
         found = _update(copy, ref, warn)
         if found.changed:
             git(copy.path, "add", "--all", ".")
-        diff = git(copy.path, "diff", "--cached", "--relative", "HEAD") if found.changed else ""
+        diff = git(copy.path, "diff", "--cached", "--relative", "--binary", "HEAD") if found.changed else ""
     return Updated(**{**vars(found), "project": project.path, "diff": diff})
 
 
@@ -285,9 +286,7 @@ def _read(path: Path) -> bytes | None:
 
 
 def _plain(version: str) -> str:
-    """Return `v1.2.3` as `1.2.3`; leave what is no version alone."""
-    try:
-        Version(version)
-    except InvalidVersion:
-        return version
-    return version.removeprefix("v")
+    """Return `v1.2.3` as `1.2.3`, and a commit shortened; leave everything else alone."""
+    if re.fullmatch(r"[0-9a-f]{40}", version):
+        return version[:12]
+    return re.sub(r"^v(?=\d)", "", version)

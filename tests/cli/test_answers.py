@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import textwrap
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from mcp_scaffold import answers, questions
 from mcp_scaffold.errors import OutsideError, UsageError
 from tests.cli.helpers import COPIER_YML
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 QUESTIONS = questions.read(textwrap.dedent(COPIER_YML))
 

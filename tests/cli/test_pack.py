@@ -145,9 +145,14 @@ def test_without_git_it_says_so(checkout: Path, tmp_path: Path, monkeypatch: pyt
 
 
 def test_refresh_builds_only_what_changed(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    built = []
+    built: list[Path] = []
     real = pack.build
-    monkeypatch.setattr(pack, "build", lambda *arguments: built.append(1) or real(*arguments))
+
+    def build(root: Path, file: Path) -> list[str]:
+        built.append(file)
+        return real(root, file)
+
+    monkeypatch.setattr(pack, "build", build)
     pack.refresh(checkout)
     pack.refresh(checkout)
     assert len(built) == 1

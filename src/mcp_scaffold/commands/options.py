@@ -24,7 +24,10 @@ def options(
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the questions that `new` asks, for use with --data and --answers."""
+    """List every question with its choices and default.
+
+    Answer them with `mcp-scaffold new --data KEY=VALUE` or in a file for --answers.
+    """
     from mcp_scaffold.listing import list_options
 
     with choose_template(template, ref) as chosen:
