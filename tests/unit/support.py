@@ -35,7 +35,7 @@ class _Suspensions:
         self.count = 0
 
     def __await__(self) -> Any:
-        inner = self._awaitable.__await__()
+        inner: Any = self._awaitable.__await__()
         to_send: Any = None
         error: BaseException | None = None
         while True:
