@@ -28,7 +28,8 @@ def prepare() -> None:
     if PYTHON.exists() and STAMP.exists() and STAMP.read_text() == wanted:
         return
     step("install", "into .venv")
-    venv.create(VENV, with_pip=True, clear=True)
+    if not PYTHON.exists():
+        venv.create(VENV, with_pip=True, clear=VENV.exists())
     run(PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-e", ".[test]")
     STAMP.write_text(wanted)
 
