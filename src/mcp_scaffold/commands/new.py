@@ -112,10 +112,12 @@ def ask_destination() -> Path:
     from mcp_scaffold.staging import check_destination
 
     def is_free(text: str) -> bool | str:
+        path = Path(text.strip()).expanduser().absolute()
         try:
-            check_destination(Path(text).expanduser().absolute())
+            check_destination(path)
         except StateError as error:
-            return error.message
+            # One line at the bottom of the terminal: the path as it was typed is the shorter one.
+            return error.message.replace(str(path), text.strip())
         return bool(text.strip()) or "A directory is needed, such as `my-server`."
 
     question = questionary.text("Which directory should be created?", default="my-server", validate=is_free, qmark="?")
