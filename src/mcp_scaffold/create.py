@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 from dataclasses import dataclass, field
@@ -112,7 +113,8 @@ def create(request: Request, progress: Progress) -> Created:
 def _destination(request: Request) -> Path:
     """Return the absolute destination; without one, the project's name in the current directory."""
     if request.destination is not None:
-        return request.destination.absolute()
+        # Unlike `absolute`, this takes `..` away: the last part names the project.
+        return Path(os.path.abspath(request.destination))
     name = request.answers.get(_NAME) or getattr(request.template.questions.get(_NAME), "default", None)
     if not isinstance(name, str) or not name or "{" in name:
         raise UsageError("The destination is missing.", hint="For example: mcp-scaffold new my-server")

@@ -128,6 +128,15 @@ def test_the_destination_gives_the_name(run: Run) -> None:
     assert Path("deep/down/weather/src/weather/core.py").exists()
 
 
+def test_a_destination_above_is_named_by_its_own_name(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("here").mkdir()
+    monkeypatch.chdir("here")
+    ran = run("new", "../x/../weather", "--yes", "--no-lock")
+    assert recorded(Path("../weather"))["project_name"] == "weather"
+    assert "  cd ../weather\n" in ran.err
+    assert f"in `{Path.cwd().parent / 'weather'}`" in ran.err
+
+
 def test_a_given_name_counts_before_the_destination(run: Run) -> None:
     run("new", "Weather Service", "--yes", "--no-lock", "--data", "project_name=weather")
     assert recorded(Path("Weather Service"))["project_name"] == "weather"

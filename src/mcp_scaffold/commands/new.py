@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 from pathlib import Path
@@ -205,7 +206,9 @@ def next_steps(created: Created, where: str) -> list[str]:
 
 
 def shown_path(path: Path) -> str:
-    """Return the shortest form of a path that can be pasted: relative where it lies below."""
-    here = Path.cwd()
-    relative = path.relative_to(here) if path.is_relative_to(here) else path
-    return shlex.quote(str(relative))
+    """Return the shortest form of a path that can be pasted."""
+    try:
+        relative = os.path.relpath(path)
+    except ValueError:  # another drive
+        relative = str(path)
+    return shlex.quote(min(relative, str(path), key=len))
