@@ -26,7 +26,10 @@ _expires_at: ContextVar[float] = ContextVar("deadline_expires_at", default=math.
 
 
 def remaining_s() -> float:
-    """Seconds that are left of the current deadline: never negative, infinite outside of any. Also for worker threads."""
+    """Seconds that are left of the current deadline: never negative, infinite outside of any.
+
+    It works in worker threads, too.
+    """
     try:
         left = anyio.current_effective_deadline() - anyio.current_time()
     except anyio.NoEventLoopError:

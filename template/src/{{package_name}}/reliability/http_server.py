@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ _REQUEST_TIMEOUT_S = 20.0
 """Time from a request's first byte to its last, and from a connection's beginning to its first request."""
 _SESSION_IDLE_S = 300.0
 _DEFAULT_PORT = 80
+_BACKLOG = 2048
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +126,18 @@ def _listen(host: str, port: int) -> socket.socket:
     Raises:
         OSError: The address does not exist here, or the port is taken or not permitted.
     """
-    family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-    return socket.create_server((host, port), family=family, backlog=2048)
+    family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    # The protocol is spelled out, because asyncio turns Nagle's delay (40 ms an answer) off only where it is.
+    listener = socket.socket(family, kind, socket.IPPROTO_TCP)
+    try:
+        if os.name == "posix":  # elsewhere the option would let two servers share the port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    return listener
 
 
 def allowed_host_headers(host: str, port: int, extra: list[str]) -> list[str]:

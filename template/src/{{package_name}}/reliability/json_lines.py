@@ -9,7 +9,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from mcp.shared.message import SessionMessage
-from mcp_types import INVALID_REQUEST, PARSE_ERROR, ErrorData, JSONRPCError, jsonrpc_message_adapter
+from mcp_types import (
+    INVALID_REQUEST,
+    PARSE_ERROR,
+    ErrorData,
+    JSONRPCError,
+    JSONRPCNotification,
+    jsonrpc_message_adapter,
+)
 from pydantic import ValidationError
 
 _PREFIX_BYTES = 4096
@@ -75,7 +82,11 @@ class LineSplitter:
 def parse_line(line: bytes) -> SessionMessage | JSONRPCError | None:
     """A message for the server, or the error to answer with, or None for a line that must not be answered."""
     try:
-        return SessionMessage(jsonrpc_message_adapter.validate_json(line, by_name=False))
+        message = jsonrpc_message_adapter.validate_json(line, by_name=False)
+        if not (isinstance(message, JSONRPCNotification) and b'"id"' in line):
+            return SessionMessage(message)
+        if "id" not in json.loads(line):  # it stood in the parameters
+            return SessionMessage(message)
     except ValidationError as error:
         if error.errors(include_url=False, include_input=False)[0]["type"] == "json_invalid":
             return _error(None, PARSE_ERROR, "Parse error: the line is not valid JSON, or is nested too deeply.")
@@ -99,7 +110,7 @@ def _invalid_request(line: bytes) -> JSONRPCError | None:
         return _error(None, PARSE_ERROR, "Parse error: the line is not valid JSON, or is nested too deeply.")
     if isinstance(value, list):
         return _error(None, INVALID_REQUEST, "Batches are not supported: send one message per line.")
-    if isinstance(value, dict) and ("id" not in value) == ("method" in value):
+    if isinstance(value, dict) and ("id" in value) != ("method" in value):
         return None  # a malformed notification or response: JSON-RPC forbids an answer to either
     request_id = value.get("id") if isinstance(value, dict) else None
     valid_id = request_id if isinstance(request_id, int | str) and not isinstance(request_id, bool) else None

@@ -17,12 +17,16 @@ class LoadShedder:
         max_concurrent: Calls in flight at the same time; at least 1.
         max_queued: Calls that may wait for a place; 0 refuses at once.
         queue_timeout_s: Longest wait for a place, in seconds.
+        what: Names what is protected in errors.
     """
 
-    def __init__(self, *, max_concurrent: int, max_queued: int, queue_timeout_s: float) -> None:
+    def __init__(
+        self, *, max_concurrent: int, max_queued: int, queue_timeout_s: float, what: str = "The server"
+    ) -> None:
         self.max_concurrent = max_concurrent
         self.max_queued = max_queued
         self.queue_timeout_s = queue_timeout_s
+        self.what = what
         self.queued = 0
         self.draining = False
         self._places = anyio.Semaphore(max_concurrent, max_value=max_concurrent, fast_acquire=True)
@@ -57,7 +61,7 @@ class LoadShedder:
     async def _wait_for_place(self) -> None:
         if self.queued >= self.max_queued:
             raise Overloaded(
-                f"The server is busy: {self.max_concurrent} calls are running and {self.queued} are waiting.",
+                f"{self.what} is busy: {self.max_concurrent} calls are running and {self.queued} are waiting.",
                 retry_after_s=self.queue_timeout_s,
             )
         self.queued += 1
@@ -69,6 +73,6 @@ class LoadShedder:
             self.queued -= 1
         if scope.cancelled_caught:
             raise Overloaded(
-                f"The server is busy: no place came free within {self.queue_timeout_s:g} s.",
+                f"{self.what} is busy: no place came free within {self.queue_timeout_s:g} s.",
                 retry_after_s=self.queue_timeout_s,
             )

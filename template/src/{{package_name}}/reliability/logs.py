@@ -25,14 +25,18 @@ REDACTED: Final = "[redacted]"
 _FLUSH_INTERVAL_S = 0.02
 _FRAMEWORKS = ("mcp", "uvicorn", "httpx2")
 _SECRET_KEY = re.compile(
-    r"pass(word|wd|phrase)?$|secret|token$|api[_-]?key|auth(orization)?$|credential|cookie|private[_-]?key",
+    r"pass(word|wd|phrase)?$|pwd$|secret|token$|api[_-]?key|auth(orization)?$|credential|cookie|private[_-]?key",
     re.IGNORECASE,
 )
-_SECRET_TEXT = re.compile(
-    r"(?P<scheme>\bauthorization[\"']?\s{0,4}[=:]\s{0,4}[\"']?(?:[a-z]+\s+)?|\bbearer\s+)[\w\-.~+/=]{6,}"
-    r"|(?P<user>://[^/\s:@]*:)[^/\s@]+(?=@)"
-    r"|(?P<key>(?:password|passwd|passphrase|secret|token|credential|(?:api|access|private)[_-]?key(?:[_-]?id)?)[\w-]*"
-    r"[\"']?\s{0,4}[=:]\s{0,4})(?:\"[^\"\n]*\"?|'[^'\n]*'?|[^\s\"',;&]+)"
+_SECRET_TEXT = re.compile(  # every repetition is bounded or anchored, so that the time is linear in the text's length
+    r"(?P<scheme>\bauthorization[\"']?\s{0,4}[=:]\s{0,4}[\"']?(?:[a-z]{1,20}\s{1,4})?|\bbearer\s{1,4})[\w\-.~+/=]{6,}"
+    r"|(?P<basic>\bbasic\s{1,4})(?-i:(?=[\w+/]{1,200}?[A-Z\d+/=]))[a-z\d+/]{8,}={0,2}"
+    r"|(?P<user>://[^/\s:@]{0,256}:)[^/\s]{1,2048}(?=@)"
+    r"|(?P<key>(?:password|passwd|passphrase|pwd|secret|token(?!s)|credential|(?:api|access|private)[_-]?key)"
+    r"[\w-]{0,64}[\"']?\s{0,4}[=:]\s{0,4})"
+    r"(?:\"(?:[^\"\\\n]|\\.)*\"?|'(?:[^'\\\n]|\\.)*'?|[^\s\"',;&]+)"
+    r"|-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----[^-]*(?:-----END [A-Z ]{0,40}PRIVATE KEY-----)?"
+    r"|\beyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?"
     r"|\b(?:sk|pk|ghp|gho|ghs|github_pat|glpat|xox[abps])[-_][\w-]{12,}"
     r"|\bAKIA[0-9A-Z]{12,}",
     re.IGNORECASE,
@@ -42,7 +46,7 @@ _STANDARD_FIELDS = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "
 
 def redact(text: str) -> str:
     """`text` with everything that looks like a credential replaced by `[redacted]`."""
-    return _SECRET_TEXT.sub(lambda m: (m["scheme"] or m["user"] or m["key"] or "") + REDACTED, text)
+    return _SECRET_TEXT.sub(lambda m: (m["scheme"] or m["basic"] or m["user"] or m["key"] or "") + REDACTED, text)
 
 
 def _plain(key: str, value: object) -> object:

@@ -27,6 +27,8 @@ from .errors import ReliabilityError, ToolFailure
 ERROR_META = "reliability/error"
 """Key in a failed result's `_meta`: the kind, whether and when to retry, and the reference."""
 
+_FATAL = (SystemExit, KeyboardInterrupt, GeneratorExit)
+"""One call must not end the process; Ctrl-C is not among them, because it never arrives as an exception here."""
 _SHOWN_CHARACTERS = 100
 _LONGEST_TEXT = 4_000
 
@@ -42,8 +44,8 @@ def tool_errors() -> Iterator[None]:
         if isinstance(error.__cause__, ValidationError):
             raise ToolFailure(f"Invalid arguments: {_problems(error.__cause__)}.") from None
         _raise_original(error)
-    except SystemExit as error:
-        raise RuntimeError("the tool called sys.exit()") from error
+    except _FATAL as error:
+        raise RuntimeError(f"{type(error).__name__} was raised") from error
 
 
 @contextmanager
@@ -57,8 +59,8 @@ def resource_errors() -> Iterator[None]:
         _raise_original(error)
     except ResourceError as error:
         raise ToolFailure(str(error)) from error
-    except SystemExit as error:
-        raise RuntimeError("the resource called sys.exit()") from error
+    except _FATAL as error:
+        raise RuntimeError(f"{type(error).__name__} was raised") from error
 
 
 @contextmanager
@@ -74,8 +76,8 @@ def prompt_errors() -> Iterator[None]:
         if isinstance(cause, ValidationError):
             raise ToolFailure(f"Invalid arguments: {_problems(cause)}.") from None
         _raise_original(rendering)
-    except SystemExit as error:
-        raise RuntimeError("the prompt called sys.exit()") from error
+    except _FATAL as error:
+        raise RuntimeError(f"{type(error).__name__} was raised") from error
 
 
 def public_error(error: Exception, subject: str) -> ReliabilityError:

@@ -147,5 +147,5 @@ class CallMetrics:
         return [
             series.statistics(name)
             for name, series in self._series.items()
-            if name != UNKNOWN or series.durations.count
+            if name != UNKNOWN or series.durations.count or series.in_flight
         ]

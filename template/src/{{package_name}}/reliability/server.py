@@ -56,6 +56,7 @@ logger = logging.getLogger(__name__)
 AppT = TypeVar("AppT")
 
 _HEALTH, _METRICS = "health-check", "get-metrics"
+_BUILT_IN = frozenset({_HEALTH, _METRICS})
 _RESOURCES, _PROMPTS = "resources/read", "prompts/get"
 _LONGEST_SHOWN_NAME = 100
 
@@ -172,10 +173,12 @@ class ReliableServer(MCPServer[AppT], Generic[AppT]):
                     title=declared.title,
                     description=inspect.getdoc(function),
                     mime_type=declared.mime_type,
-                )(_in_thread(function))
+                )(self._in_thread(function, f"The resource {declared.uri!r}"))
             case PromptDeclaration() as declared:
                 self._refuse_duplicate("prompt", declared.name)
-                self.prompt(declared.name, declared.title, inspect.getdoc(function))(_in_thread(function))
+                self.prompt(declared.name, declared.title, inspect.getdoc(function))(
+                    self._in_thread(function, f"The prompt {declared.name!r}")
+                )
             case None:
                 pass
 
@@ -185,7 +188,7 @@ class ReliableServer(MCPServer[AppT], Generic[AppT]):
         self._timeouts_s[declared.name] = min(declared.timeout_s or float("inf"), self.limits.tool_timeout_s)
         self.metrics.register(declared.name)
         self.add_tool(
-            _in_thread(function, declared.max_threads),
+            self._in_thread(function, f"The tool {declared.name!r}", declared.max_threads),
             name=declared.name,
             title=declared.title,
             description=inspect.getdoc(function) or "",
@@ -197,6 +200,11 @@ class ReliableServer(MCPServer[AppT], Generic[AppT]):
             ),
             structured_output=False if returns is str else None,  # the SDK would send a plain text twice
         )
+
+    def _in_thread(self, function: Callable[..., Any], what: str, max_threads: int = 8) -> Callable[..., Any]:
+        if inspect.iscoroutinefunction(function):
+            return function
+        return WorkerThreads(max_threads, queue_timeout_s=self.limits.queue_timeout_s, what=what).wrap(function)
 
     def _refuse_duplicate(self, kind: str, name: str) -> None:
         if name in self._names[kind]:
@@ -243,7 +251,7 @@ class ReliableServer(MCPServer[AppT], Generic[AppT]):
                 call,
                 lambda: self._call_tool(name, arguments, context),
                 outcome_of=_outcome_of,
-                always_admit=name in (_HEALTH, _METRICS),
+                always_admit=name in _BUILT_IN,
             )
         except MCPError:
             raise
@@ -292,7 +300,9 @@ class ReliableServer(MCPServer[AppT], Generic[AppT]):
             raise unknown_name("tool", name, self._names["tool"])
         with tool_errors():
             result = await super().call_tool(name, arguments, context)
-        return limit_output(result, self.limits.max_output_bytes) if isinstance(result, CallToolResult) else result
+        if isinstance(result, CallToolResult) and name not in _BUILT_IN:
+            return limit_output(result, self.limits.max_output_bytes)
+        return result
 
     async def _read_resource(
         self, uri: AnyUrl | str, context: Context[AppT, Any] | None
@@ -320,10 +330,6 @@ class ReliableServer(MCPServer[AppT], Generic[AppT]):
     def lowlevel(self) -> Server[AppT]:
         """The SDK's low-level server, which a transport runs."""
         return self._lowlevel_server
-
-
-def _in_thread(function: Callable[..., Any], max_threads: int = 8) -> Callable[..., Any]:
-    return function if inspect.iscoroutinefunction(function) else WorkerThreads(max_threads).wrap(function)
 
 
 def _request_id(context: Context[Any, Any] | None) -> str:

@@ -14,26 +14,31 @@ from typing import ParamSpec, TypeVar
 import anyio
 import anyio.to_thread
 
+from .load_shedding import LoadShedder
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 class WorkerThreads:
-    """At most `max_threads` threads at once; further callers wait in turn, for as long as their deadline lets them.
+    """At most `max_threads` threads at once. As many callers again may wait; more are refused.
 
     Args:
         max_threads: Upper bound, at least 1.
+        queue_timeout_s: Longest wait for a thread, in seconds.
+        what: Names the function in errors.
     """
 
-    def __init__(self, max_threads: int) -> None:
-        self.max_threads = max_threads
-        self._places = anyio.Semaphore(max_threads, max_value=max_threads, fast_acquire=True)
+    def __init__(self, max_threads: int, *, queue_timeout_s: float, what: str) -> None:
+        self._places = LoadShedder(
+            max_concurrent=max_threads, max_queued=max_threads, queue_timeout_s=queue_timeout_s, what=what
+        )
         self._no_limit = anyio.CapacityLimiter(float("inf"))  # the SDK's shared limiter lets hung threads pile up
 
     @property
     def busy(self) -> int:
         """Threads that run now, those that nobody waits for any more included."""
-        return self.max_threads - self._places.value
+        return self._places.in_flight
 
     def wrap(self, function: Callable[P, T]) -> Callable[P, Awaitable[T]]:
         """An asynchronous function with `function`'s signature that runs it here."""
@@ -45,7 +50,11 @@ class WorkerThreads:
         return in_thread
 
     async def run(self, function: Callable[[], T]) -> T:
-        """Call `function` in a thread. A cancelled caller leaves at once; the thread keeps its place until it ends."""
+        """Call `function` in a thread. A cancelled caller leaves at once; the thread keeps its place until it ends.
+
+        Raises:
+            Overloaded: No thread is free, and none came free in time.
+        """
         await self._places.acquire()
         place = _Place(self._places)
 
@@ -66,9 +75,9 @@ class WorkerThreads:
 class _Place:
     """One place, given back once: by the thread, or by a caller whose thread never began."""
 
-    def __init__(self, places: anyio.Semaphore) -> None:
+    def __init__(self, places: LoadShedder) -> None:
         self.taken = False
-        self._places: anyio.Semaphore | None = places
+        self._places: LoadShedder | None = places
         self._loop = asyncio.get_running_loop()
 
     def give_back(self) -> None:
