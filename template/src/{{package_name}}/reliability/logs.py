@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import re
+import select
 import threading
 import time
 from collections import deque
@@ -103,13 +104,12 @@ class BackgroundHandler(logging.Handler):
         threading.Thread(target=self._write_lines, name="log-writer", daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Queue the record's line. Never blocks, never raises."""
+        """Queue the record's line. Never blocks, never raises. The caller holds the handler's lock."""
         try:
             line = self.format(record)
         except Exception as error:
-            line = json.dumps(
-                {"level": "error", "event": "a log line could not be written", "error": type(error).__name__}
-            )
+            event = "a log line could not be written"
+            line = json.dumps({"level": "error", "event": event, "error": type(error).__name__})
         self._lines.append(line)
         self._queued += 1
         if not self._wake.is_set():
@@ -126,27 +126,24 @@ class BackgroundHandler(logging.Handler):
             self._wake.wait()
             time.sleep(_FLUSH_INTERVAL_S)  # collects a burst into one write instead of one thread switch a line
             self._wake.clear()
+            self.acquire()
+            lines, self._lines = self._lines, deque(maxlen=self._lines.maxlen)
             queued = self._queued
-            if batch := self._take_batch():
-                self._write("".join(batch))
+            self.release()
+            if dropped := queued - self._settled - len(lines):
+                lines.append(json.dumps({"level": "warning", "event": "log lines dropped", "count": dropped}))
+            self._write("".join(line + "\n" for line in lines))
             self._settled = queued
-
-    def _take_batch(self) -> list[str]:
-        taken: list[str] = []
-        while self._lines:
-            taken.append(self._lines.popleft() + "\n")
-        dropped = self._queued - self._settled - len(taken)
-        if dropped > 0:
-            taken.append(json.dumps({"level": "warning", "event": "log lines dropped", "count": dropped}) + "\n")
-        return taken
 
     def _write(self, text: str) -> None:
         data = memoryview(text.encode("utf-8", "backslashreplace"))
-        try:
-            while data:
+        while data:
+            try:
                 data = data[os.write(self._fd, data) :]
-        except OSError:
-            return  # stderr is gone; there is nowhere left to say so
+            except BlockingIOError:  # some clients hand over pipes in non-blocking mode
+                select.select([], [self._fd], [])
+            except OSError:
+                return  # stderr is gone; there is nowhere left to say so
 
 
 def configure_logging(level: str, *, fd: int = 2) -> None:
