@@ -45,8 +45,15 @@ class Console:
     @contextmanager
     def status(self, text: str) -> Iterator[None]:
         """Show a spinner with `text` while something takes its time; a plain line without a terminal."""
-        if self.quiet or not sys.stderr.isatty():
+        if not sys.stderr.isatty():
             self.say(text)
+        with self.spinner(text):
+            yield
+
+    @contextmanager
+    def spinner(self, text: str) -> Iterator[None]:
+        """Show a spinner with `text` in a terminal, and nothing elsewhere."""
+        if self.quiet or not sys.stderr.isatty():
             yield
             return
         from rich.console import Console as RichConsole

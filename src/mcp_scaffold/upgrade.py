@@ -108,7 +108,9 @@ def _open(path: Path) -> _Project:
         )
     if try_git(path, "rev-parse", "--quiet", "--verify", "HEAD") is None:
         raise StateError(f"`{path}` has no commit yet.", hint='git add --all && git commit --message "Start"')
-    dirty = [entry[3:] for entry in names(git(path, "status", "--porcelain", "--no-renames", "-z", "--", "."))]
+    # Untracked files count whatever the person's configuration says: undoing a failed update would remove them.
+    status = git(path, "status", "--porcelain", "--untracked-files=normal", "--no-renames", "-z", "--", ".")
+    dirty = [entry[3:] for entry in names(status)]
     if dirty:
         raise StateError(
             f"`{path.name}` has uncommitted changes: {_some(dirty)}.",

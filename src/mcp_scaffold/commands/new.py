@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mcp_scaffold.completion import complete_answer, complete_preset
 from mcp_scaffold.console import Console, count, is_interactive, paint
 from mcp_scaffold.errors import Interrupted, UsageError
 
@@ -28,11 +29,21 @@ def new(  # noqa: PLR0913 - one for each option
         ),
     ] = None,
     preset: Annotated[
-        str | None, typer.Option(help="Kind of server: stdio, http, full or minimal.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Kind of server: stdio, http, full or minimal.",
+            show_default=False,
+            autocompletion=complete_preset,
+        ),
     ] = None,
     data: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Answer a question; repeatable.", show_default=False),
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="Answer a question; repeatable.",
+            show_default=False,
+            autocompletion=complete_answer,
+        ),
     ] = None,
     answers: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Answers from a YAML file.", show_default=False)

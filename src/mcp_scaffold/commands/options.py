@@ -9,11 +9,15 @@ from typing import Annotated, Any
 import typer
 
 from mcp_scaffold.commands.new import choose_template, gather, show
+from mcp_scaffold.completion import complete_preset
 from mcp_scaffold.console import paint
 
 
 def options(
-    preset: Annotated[str | None, typer.Option(help="Show the defaults of this preset.", show_default=False)] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="Show the defaults of this preset.", show_default=False, autocompletion=complete_preset),
+    ] = None,
     template: Annotated[
         str | None,
         typer.Option(metavar="SOURCE", help="A Copier template of your own: path or address.", show_default=False),

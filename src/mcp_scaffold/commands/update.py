@@ -38,7 +38,8 @@ def update(
     console = Console(quiet=quiet)
     act = upgrade.preview if dry_run else upgrade.update
     try:
-        found = act(path, to, warn=console.warn)
+        with console.spinner(f"Updating `{path.absolute().name}`"):
+            found = act(path, to, warn=console.warn)
     except KeyboardInterrupt:
         raise Interrupted("Stopped. The project is as it was.") from None
     if dry_run:
