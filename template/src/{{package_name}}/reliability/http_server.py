@@ -100,6 +100,7 @@ async def _serve(server: ReliableServer[Any], options: HttpOptions, listener: so
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         limit_concurrency=options.max_connections,
         timeout_graceful_shutdown=max(1, round(options.grace_s)),
     )

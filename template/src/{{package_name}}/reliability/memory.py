@@ -9,6 +9,7 @@ import sys
 _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
 _MMAP_THRESHOLD_BYTES = 131_072
+_NEW_OBJECTS_PER_COLLECTION = 10_000
 
 
 def return_memory_to_system() -> None:
@@ -28,7 +29,9 @@ def return_memory_to_system() -> None:
 def freeze_startup_objects() -> None:
     """Take everything that start-up created out of the garbage collector's sight.
 
-    It lives as long as the process; looking at it again and again is what makes the slowest calls slow.
+    It lives as long as the process; looking at it again and again is what makes the slowest calls slow. What remains
+    is little, so that it is looked at less often.
     """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(_NEW_OBJECTS_PER_COLLECTION)
