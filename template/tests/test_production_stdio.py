@@ -1,0 +1,475 @@
+"""The real server process on its pipes: signals, clients that die, lines that are no messages.
+
+The template's: replaced as a whole by every update. Each test names the rules it holds the server to.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import anyio
+import pytest
+from mcp_types import CallToolResult
+
+from production_helpers.hostile_tools import CLEANUP
+from production_helpers.process import (
+    ANSWER_S,
+    BUSY_MACHINE_S,
+    ERAS,
+    HANDSHAKE,
+    MODERN,
+    START_S,
+    ServerProcess,
+    command,
+    environment,
+    failure_of,
+    text_of,
+)
+from production_helpers.project import NAME
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals, and pipes that can be polled"),
+]
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+EXIT_S = 0.5
+"""How long an idle server may take to end."""
+GONE_S = 2.0
+"""How long any server may take to end once its client is gone."""
+CLEANUP_S = 5.0
+"""How long the lifespan's cleanup may take."""
+
+
+@pytest.fixture
+def server() -> Iterator[ServerProcess]:
+    """A server of the test's own, without a client."""
+    with ServerProcess("stdio") as server:
+        yield server
+        assert server.stray_lines == []
+
+
+@pytest.fixture(scope="module", params=ERAS)
+def shared(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
+    """A server that the tests of hostile input share: it must survive all of them."""
+    with ServerProcess("stdio", {"MAX_INPUT_BYTES": 1_000_000}) as server:
+        server.begin(request.param)
+        yield server
+        assert server.stray_lines == []
+        server.signal(signal.SIGTERM)  # no request was forgotten that the server would now wait for
+        assert server.exit_code(within_s=EXIT_S) == 0
+
+
+# ---- R31, R68: signals ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("era", ERAS)
+async def test_a_signal_lets_the_call_in_flight_finish(server: ServerProcess, era: str, number: int) -> None:  # R68
+    results: list[CallToolResult] = []
+    async with server.connected(era) as client:
+
+        async def call() -> None:
+            results.append(await client.call_tool("sleep", {"seconds": 0.7, "mark": "in flight"}))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(call)
+            await server.logged("sleep begins")
+            server.signal(number)
+            await server.logged("stopping", reason=signal.Signals(number).name)
+            late = failure_of(await client.call_tool("echo", {"text": "late"}))
+        assert text_of(results[0]) == "slept in flight"
+        assert (late["kind"], late["retryable"]) == ("busy", True)
+        assert await server.ends(within_s=EXIT_S) == 0
+    assert server.log("cleanup is complete")
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("era", [None, *ERAS])
+def test_a_signal_ends_an_idle_server_at_once(server: ServerProcess, era: str | None, number: int) -> None:  # R68
+    if era is None:
+        wait_for(server, "ready")
+    else:
+        server.begin(era)
+    server.signal(number)
+    assert server.exit_code(within_s=EXIT_S) == 0
+    assert server.log("cleanup is complete")
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_does_not_wait_for_a_stuck_thread(number: int) -> None:  # R47, R68
+    with ServerProcess("stdio", {"SHUTDOWN_GRACE_S": 0.5}) as server:
+        server.begin(HANDSHAKE)
+        server.call(1, "block", seconds=600)
+        wait_for(server, "block begins")
+        server.signal(number)
+        assert server.exit_code(within_s=0.5 + EXIT_S) == 0
+        assert server.log("cleanup is complete")
+
+
+def test_a_cleanup_that_never_ends_is_ended_by_force() -> None:  # R68
+    servers = [
+        ServerProcess("stdio", {"SHUTDOWN_GRACE_S": 0}, {CLEANUP: fault}, hostile=True) for fault in ("hangs", "blocks")
+    ]
+    with servers[0], servers[1]:
+        for server in servers:
+            server.begin(HANDSHAKE)
+            server.signal(signal.SIGTERM)
+        for server in servers:
+            assert server.exit_code(within_s=CLEANUP_S + EXIT_S) == 1
+            assert server.log("ended by force: the orderly stop took too long", reason="SIGTERM")
+
+
+def test_a_second_interrupt_ends_it_at_once(server: ServerProcess) -> None:
+    server.begin(HANDSHAKE)
+    server.call(1, "sleep", seconds=60)
+    wait_for(server, "sleep begins")
+    server.signal(signal.SIGINT)
+    wait_for(server, "stopping")
+    time.sleep(0.6)  # a person's second Ctrl-C; one that follows sooner is an echo of the first
+    server.signal(signal.SIGINT)
+    assert server.exit_code(within_s=EXIT_S) == 128 + signal.SIGINT
+
+
+def test_a_signal_during_the_start_ends_it_at_once(server: ServerProcess) -> None:  # R68
+    """The hostile tools' import prints: by then the server has taken the signals over."""
+    until = time.monotonic() + START_S
+    while "a print\n" not in server.stderr():
+        assert time.monotonic() < until
+        time.sleep(0.005)
+    server.signal(signal.SIGTERM)
+    assert server.exit_code(within_s=EXIT_S) == 0
+
+
+# ---- R31: the client is gone ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("era", ERAS)
+def test_the_end_of_input_ends_an_idle_server(server: ServerProcess, era: str) -> None:  # R31
+    server.begin(era)
+    server.stdin.close()
+    assert server.exit_code(within_s=EXIT_S) == 0
+    assert server.log("cleanup is complete")
+
+
+@pytest.mark.parametrize("era", ERAS)
+def test_what_was_asked_before_the_end_of_input_is_answered(server: ServerProcess, era: str) -> None:
+    server.begin(era)
+    for number in range(20):
+        server.call(number, "sleep", seconds=0.2, mark=str(number))
+    server.stdin.close()
+    answers = {m["id"]: m["result"]["content"][0]["text"] for m in server.answers() if "result" in m}
+    assert answers == {number: f"slept {number}" for number in range(20)}
+    assert server.exit_code(within_s=EXIT_S) == 0
+
+
+@pytest.mark.parametrize("tool", ["sleep", "block"])
+def test_the_end_of_input_waits_for_no_long_call(server: ServerProcess, tool: str) -> None:  # R31, R47
+    server.begin(MODERN)
+    server.call(1, tool, seconds=600)
+    wait_for(server, f"{tool} begins")
+    server.stdin.close()
+    assert server.exit_code(within_s=GONE_S) == 0
+    assert server.log("cleanup is complete")
+    assert tool == "block" or server.log("sleep was cancelled")
+
+
+@pytest.mark.parametrize("tool", [None, "sleep", "block"])
+def test_a_broken_stdout_ends_it(server: ServerProcess, tool: str | None) -> None:  # R31
+    """Stdin stays open: only the pipe of the answers breaks."""
+    read_end, write_end = os.pipe()
+    with ServerProcess("stdio", stdout=write_end) as server:
+        os.close(write_end)
+        wait_for(server, "ready")
+        if tool is not None:
+            server.send(b'{"jsonrpc":"2.0","id":0,"method":"initialize","params":{"protocolVersion":"2025-11-25",'
+                        b'"capabilities":{},"clientInfo":{"name":"x","version":"1"}}}\n')
+            server.call(1, tool, seconds=600)
+            wait_for(server, f"{tool} begins")
+        os.close(read_end)
+        assert server.exit_code(within_s=GONE_S) == 0
+        assert server.log("cleanup is complete")
+
+
+CLIENT = """
+import subprocess, sys, time
+pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE} if sys.argv[1] == "own" else {}
+server = subprocess.Popen(sys.argv[2:], **pipes)
+if pipes:
+    server.stdin.write(b'{"jsonrpc":"2.0","id":0,"method":"initialize","params":{"protocolVersion":"2025-11-25",'
+        b'"capabilities":{},"clientInfo":{"name":"x","version":"1"}}}\\n'
+        b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"block","arguments":{"seconds":600}}}\\n')
+    server.stdin.flush()
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("pipes", ["own", "held"])
+def test_the_client_is_killed(pipes: str) -> None:  # R31
+    """Once with pipes of its own and a stuck call, once with pipes that another process holds open, too."""
+    lines, stderr = os.pipe()
+    client = subprocess.Popen(
+        [sys.executable, "-c", CLIENT, pipes, *command("stdio")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        env=environment({}),
+        start_new_session=True,
+    )
+    os.close(stderr)
+    try:
+        read_until(lines, b"block begins" if pipes == "own" else b'"ready"', START_S)
+        client.kill()
+        read_until(lines, None, GONE_S + BUSY_MACHINE_S)  # the pipe ends with the last process that holds it
+    finally:
+        os.close(lines)
+        try:
+            os.killpg(client.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        client.communicate()
+
+
+def read_until(fd: int, text: bytes | None, within_s: float) -> None:
+    """Read until `text` is seen, or the end."""
+    import select
+
+    until, seen = time.monotonic() + within_s, b""
+    while True:
+        readable, _, _ = select.select([fd], [], [], max(0.0, until - time.monotonic()))
+        assert readable, f"not within {within_s} s: {seen[-2000:]!r}"
+        if not (chunk := os.read(fd, 65536)):
+            assert text is None, seen
+            return
+        seen += chunk
+        if text is not None and text in seen:
+            return
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&-"])
+def test_closed_at_the_start(closed: str) -> None:  # R8
+    script = ["sh", "-c", f'exec "$@" {closed}', "sh", *command("stdio", hostile=False)]
+    done = subprocess.run(script, capture_output=True, text=True, env=environment({}), timeout=START_S, check=False)
+    assert done.returncode == 1
+    assert done.stderr == f"{NAME}: stdin or stdout is closed; a client must keep both open to talk to it.\n"
+    assert done.stdout == ""
+
+
+def test_an_empty_stdin_is_an_orderly_end() -> None:
+    with ServerProcess("stdio", stdin=subprocess.DEVNULL) as server:
+        assert server.exit_code(within_s=START_S) == 0
+        assert server.log("cleanup is complete")
+
+
+# ---- a client that is slow, or reads nothing -----------------------------------------------------------------------
+
+
+def blocked_server() -> ServerProcess:
+    """A server whose answers nobody has read yet: 40 times 100 kB do not fit into a pipe."""
+    server = ServerProcess("stdio", {"SHUTDOWN_GRACE_S": 0.5, "MAX_OUTPUT_BYTES": 200_000, "MAX_QUEUED_CALLS": 100})
+    server.send(b'{"jsonrpc":"2.0","id":0,"method":"initialize","params":{"protocolVersion":"2025-11-25",'
+                b'"capabilities":{},"clientInfo":{"name":"x","version":"1"}}}\n')
+    for number in range(1, 41):
+        server.call(number, "produce", size=100_000)
+    server.call("last", "sleep", seconds=0.01, mark="beside the blocked pipe")
+    return server
+
+
+def test_a_client_that_pauses_loses_nothing() -> None:
+    with blocked_server() as server:
+        wait_for(server, "sleep begins")  # the event loop is not blocked
+        answers = {0}
+        while answers != {*range(41), "last"}:
+            answers.add(next(iter(server.answers()))["id"])
+        assert server.alive()
+        assert server.stray_lines == []
+
+
+def test_a_client_that_never_reads_does_not_hinder_a_signal() -> None:  # R68
+    with blocked_server() as server:
+        wait_for(server, "sleep begins")
+        server.signal(signal.SIGTERM)
+        server.exit_code(within_s=0.5 + CLEANUP_S + EXIT_S)
+        assert server.log("cleanup is complete")
+
+
+def test_a_client_that_never_reads_and_leaves() -> None:  # R31
+    with blocked_server() as server:
+        wait_for(server, "sleep begins")
+        server.stdin.close()
+        server.exit_code(within_s=GONE_S)
+        assert server.log("cleanup is complete")
+
+
+def test_logs_that_nobody_reads_delay_no_call() -> None:  # R6, R19
+    lines, stderr = os.pipe()
+    with ServerProcess("stdio", {"LOG_LEVEL": "debug"}, stderr=stderr) as server:
+        os.close(stderr)
+        server.begin(HANDSHAKE)
+        for number in range(1000):  # some 400 fill the pipe
+            server.call(number, "echo", text="x")
+            server.answer(number)
+        server.signal(signal.SIGTERM)
+        assert server.exit_code(within_s=EXIT_S) == 0
+    os.close(lines)
+
+
+@pytest.mark.parametrize("stderr", ["closed", "broken"])
+def test_no_stderr_is_no_harm(stderr: str) -> None:  # R5, R6
+    lines, write_end = os.pipe()
+    os.close(lines)
+    script = ["sh", "-c", 'exec "$@" 2>&-', "sh", *command("stdio")] if stderr == "closed" else command("stdio")
+    with subprocess.Popen(
+        script, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=write_end, env=environment({})
+    ) as process:
+        os.close(write_end)
+        output, _ = process.communicate(
+            b'{"jsonrpc":"2.0","id":0,"method":"initialize","params":{"protocolVersion":"2025-11-25",'
+            b'"capabilities":{},"clientInfo":{"name":"x","version":"1"}}}\n'
+            b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"echo","arguments":{"text":"x"}}}\n',
+            timeout=START_S,
+        )
+    assert [line[:22] for line in output.splitlines()] == [b'{"jsonrpc":"2.0","id":'] * 2
+    assert process.returncode == 0
+
+
+# ---- R4, R7: hostile lines -----------------------------------------------------------------------------------------
+
+PARSE_ERROR, INVALID_REQUEST, METHOD_NOT_FOUND, INVALID_PARAMS = -32700, -32600, -32601, -32602
+
+ANSWERED: dict[str, tuple[bytes, int]] = {
+    "no JSON": (b"hello", PARSE_ERROR),
+    "cut off": (b'{"jsonrpc":"2.0","id":1,"meth', PARSE_ERROR),
+    "two messages": (b'{"jsonrpc":"2.0","id":1,"method":"ping"}{"jsonrpc":"2.0","id":2,"method":"ping"}', PARSE_ERROR),
+    "invalid UTF-8": (b'{"jsonrpc":"2.0","id":1,"method":"\xff\xfe"}', PARSE_ERROR),
+    "a NUL": (b'{"jsonrpc":"2.0",\x00"id":1,"method":"ping"}', PARSE_ERROR),
+    "UTF-16": ('{"jsonrpc":"2.0","id":1,"method":"ping"}'.encode("utf-16-le"), PARSE_ERROR),
+    "half a surrogate pair": (b'{"jsonrpc":"2.0","id":1,"method":"\\ud800"}', PARSE_ERROR),
+    "deep lists": (b"[" * 100_000, PARSE_ERROR),
+    "deep and closed": (b'{"jsonrpc":"2.0","id":1,"method":"x","params":' + b'{"a":' * 50_000 + b"1" + b"}" * 50_001,
+                        PARSE_ERROR),
+    "a number": (b"42", INVALID_REQUEST),
+    "a batch": (b'[{"jsonrpc":"2.0","id":1,"method":"ping"}]', INVALID_REQUEST),
+    "an empty batch": (b"[]", INVALID_REQUEST),
+    "another version": (b'{"jsonrpc":"1.0","id":"v","method":"ping"}', INVALID_REQUEST),
+    "no version": (b'{"id":"v","method":"ping"}', INVALID_REQUEST),
+    "an id that is null": (b'{"jsonrpc":"2.0","id":null,"method":"ping"}', INVALID_REQUEST),
+    "an id that is an object": (b'{"jsonrpc":"2.0","id":{},"method":"ping"}', INVALID_REQUEST),
+    "an id that is true": (b'{"jsonrpc":"2.0","id":true,"method":"ping"}', INVALID_REQUEST),
+    "an id that is a fraction": (b'{"jsonrpc":"2.0","id":1.5,"method":"ping"}', INVALID_REQUEST),
+    "params that are a list": (b'{"jsonrpc":"2.0","id":"v","method":"ping","params":[1]}', INVALID_REQUEST),
+    "a method that is a number": (b'{"jsonrpc":"2.0","id":"v","method":5}', INVALID_REQUEST),
+    "too long": (b'{"jsonrpc":"2.0","id":"v","method":"ping","params":{"x":"' + b"x" * 2_000_000 + b'"}}',
+                 INVALID_REQUEST),
+    "too long and no message": (b"x" * 3_000_000, INVALID_REQUEST),
+}
+UNANSWERED: dict[str, bytes] = {
+    "blank": b"  \r",
+    "a malformed notification": b'{"jsonrpc":"2.0","method":5}',
+    "an unknown notification": b'{"jsonrpc":"2.0","method":"notifications/nonsense","params":{"x":1}}',
+    "a result nobody asked for": b'{"jsonrpc":"2.0","id":99,"result":{}}',
+    "an error nobody asked for": b'{"jsonrpc":"2.0","id":null,"error":{"code":1,"message":"x"}}',
+    "a cancellation of nothing": b'{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":12345}}',
+    "a cancellation without an id": b'{"jsonrpc":"2.0","method":"notifications/cancelled"}',
+    "a cancellation of an object": b'{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":{}}}',
+    "progress of nothing": b'{"jsonrpc":"2.0","method":"notifications/progress","params":{"progressToken":1,"progress":1}}',
+}
+
+
+@pytest.mark.parametrize("case", ANSWERED)
+def test_a_line_that_is_no_message_is_answered(shared: ServerProcess, case: str) -> None:  # R4, R7
+    line, code = ANSWERED[case]
+    shared.send(line + b"\n")
+    answer = shared.answer("v" if b'"id":"v"' in line else None)
+    assert answer["error"]["code"] == code
+    assert len(answer["error"]["message"]) < 200
+    assert shared.alive()
+
+
+@pytest.mark.parametrize("case", UNANSWERED)
+def test_a_line_that_wants_no_answer_gets_none(shared: ServerProcess, case: str) -> None:  # R4
+    shared.send(UNANSWERED[case] + b"\n")
+    shared.call("next", "echo", text="x")
+    assert next(iter(shared.answers()))["id"] == "next"
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "code"),
+    [
+        ("no/such", {}, METHOD_NOT_FOUND),
+        ("x" * 100_000, {}, METHOD_NOT_FOUND),
+        ("tools/call", {}, INVALID_PARAMS),
+        ("tools/call", {"name": 5}, INVALID_PARAMS),
+        ("tools/call", {"name": "echo", "arguments": [1]}, INVALID_PARAMS),
+        ("resources/read", {"uri": "notes://none"}, INVALID_PARAMS),
+        ("prompts/get", {"name": "none"}, INVALID_PARAMS),
+    ],
+)
+def test_a_wrong_request_is_an_error_without_a_traceback(
+    shared: ServerProcess, method: str, params: dict[str, object], code: int
+) -> None:  # R4
+    shared.request("wrong", method, **params)
+    error = shared.answer("wrong")["error"]
+    assert error["code"] == code
+    assert "Traceback" not in str(error)
+    assert shared.alive()
+
+
+@pytest.mark.parametrize("request_id", [0, -1, 2**53, "", "7", "x" * 10_000, "ü\n\x00\u2028"])
+def test_every_valid_id_comes_back_as_it_is(shared: ServerProcess, request_id: object) -> None:  # R4
+    shared.call(request_id, "echo", text="x")
+    assert next(iter(shared.answers()))["id"] == request_id
+
+
+def test_an_id_that_is_still_in_use(shared: ServerProcess) -> None:
+    shared.call("twice", "sleep", seconds=0.3, mark="first")
+    shared.call("twice", "sleep", seconds=0.1, mark="second")
+    assert shared.answer("twice")
+    assert shared.alive()
+
+
+def test_unfinished_lines_and_line_ends_do_not_matter(shared: ServerProcess) -> None:
+    shared.send(b'{"jsonrpc":"2.0","id":"crlf","method":"no/such"}\r\n')
+    assert "error" in shared.answer("crlf")
+    for piece in (b'{"jsonrpc":"2.0",', b'"id":"pieces",', b'"method":"no/such"}', b"\n"):
+        shared.send(piece)
+        time.sleep(0.02)
+    assert "error" in shared.answer("pieces")
+
+
+def test_hostile_lines_cost_no_memory(shared: ServerProcess) -> None:  # R7
+    """Twice the same flood: what the first one made the process keep, the second one must find there."""
+    lines = [line + b"\n" for line in [*(line for line, _ in ANSWERED.values()), *UNANSWERED.values()]]
+
+    def flood(name: str) -> float:
+        for number in range(10):
+            for line in lines:
+                shared.send(line)
+            shared.call(f"{name}-{number}", "echo", text="x")
+            shared.answer(f"{name}-{number}")
+        shared.call(name, "health-check")
+        return float(shared.answer(name)["result"]["structuredContent"]["rss_mb"])
+
+    first = flood("first")
+    assert flood("second") < first + 10
+
+
+# ---- helpers -------------------------------------------------------------------------------------------------------
+
+
+def wait_for(server: ServerProcess, event: str) -> None:
+    """Wait for a line in the server's log."""
+    until = time.monotonic() + START_S + ANSWER_S
+    while server.log(event) is None:
+        assert time.monotonic() < until, server.stderr()
+        assert server.process.poll() is None, server.stderr()
+        time.sleep(0.005)
+
+
+async def test_a_tool_that_closes_the_standard_streams(server: ServerProcess) -> None:  # R5
+    async with server.connected(MODERN) as client:
+        assert text_of(await client.call_tool("close_stdout")) == "closed"
+        assert text_of(await client.call_tool("echo", {"text": "still here"})) == "still here"
