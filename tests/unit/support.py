@@ -25,6 +25,13 @@ class FakeClock:
         return self.now
 
 
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for what another thread or process brings about; the limit only ends a test that fails."""
+    with anyio.fail_after(5):
+        while not condition():
+            await anyio.sleep(0.001)
+
+
 class _Suspensions:
     """Passes an awaitable through, and counts how often it suspends."""
 
