@@ -161,7 +161,7 @@ def configure_logging(level: str, *, fd: int = 2) -> None:
     logging.captureWarnings(capture=True)
     # None of these is in a line; not looking them up is the documented way to make logging cheaper.
     logging._srcfile = None
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = logging.logAsyncioTasks = False
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
 
 
 def flush_logs() -> None:
