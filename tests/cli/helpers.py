@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 import textwrap
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from mcp_scaffold import pack
 
@@ -162,3 +165,18 @@ class Ran:
     code: int
     out: str
     err: str
+
+
+def content(root: Path) -> dict[str, bytes]:
+    """Every file of a project but git's, with its executable bit."""
+    return {
+        f"{path.relative_to(root).as_posix()}{' x' if path.stat().st_mode & stat.S_IXUSR else ''}": path.read_bytes()
+        for path in root.rglob("*")
+        if path.is_file() and ".git" not in path.relative_to(root).parts
+    }
+
+
+def recorded(project: Path) -> dict[str, Any]:
+    """What the project records of its template and answers."""
+    found: dict[str, Any] = yaml.safe_load((project / ".copier-answers.yml").read_text())
+    return found

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import copier
 import pytest
-import yaml
 
 from mcp_scaffold import bundle, create, finish, staging, templates
 from mcp_scaffold.errors import Interrupted, OutsideError, StateError
 from mcp_scaffold.git import GitError
-from tests.cli.helpers import git, write_tree
+from tests.cli.helpers import content, git, recorded, write_tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -49,21 +47,6 @@ def make(destination: Path | None, *, consent: bool = True, **options: Any) -> c
     with templates.builtin() as template:
         request = create.Request(template=template, destination=destination, lock=False, **options)
         return create.create(request, Silent(consent=consent))
-
-
-def content(root: Path) -> dict[str, bytes]:
-    """Every file of a project but git's, with its executable bit."""
-    return {
-        f"{path.relative_to(root).as_posix()}{' x' if path.stat().st_mode & stat.S_IXUSR else ''}": path.read_bytes()
-        for path in root.rglob("*")
-        if path.is_file() and ".git" not in path.relative_to(root).parts
-    }
-
-
-def recorded(project: Path) -> dict[str, Any]:
-    """What the project records of its template and answers."""
-    found: dict[str, Any] = yaml.safe_load((project / ".copier-answers.yml").read_text())
-    return found
 
 
 def test_makes_a_project_with_a_first_commit(run: Run, project: Path) -> None:

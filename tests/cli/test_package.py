@@ -13,10 +13,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import yaml
 
 from mcp_scaffold import bundle
-from tests.cli.helpers import commit_all, git, set_version, write_tree
+from tests.cli.helpers import commit_all, git, recorded, set_version, write_tree
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACKED = ["hatch_build.py", "pyproject.toml", "README.md", ".gitignore"]
@@ -104,11 +103,6 @@ class Machine:
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path / "a")
-
-
-def recorded(project: Path) -> dict[str, object]:
-    found: dict[str, object] = yaml.safe_load((project / ".copier-answers.yml").read_text())
-    return found
 
 
 def test_the_wheel_carries_the_releases_and_no_template_files(wheel: Path, tmp_path: Path) -> None:

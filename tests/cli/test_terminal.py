@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-import yaml
 
-from tests.cli.helpers import git, set_version, write_tree
+from tests.cli.helpers import git, recorded, set_version, write_tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -106,11 +105,6 @@ def at_terminal(command: list[str], work: Path) -> Iterator[Callable[..., Screen
     yield start
     for screen in screens:
         screen.close()
-
-
-def recorded(project: Path) -> dict[str, object]:
-    found: dict[str, object] = yaml.safe_load((project / ".copier-answers.yml").read_text())
-    return found
 
 
 def test_asks_what_is_open_and_shows_a_summary(at_terminal: Callable[..., Screen], work: Path) -> None:
