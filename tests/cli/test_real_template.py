@@ -56,10 +56,7 @@ def test_renders_exactly_what_copier_renders(real: Real, preset: str) -> None:
 def test_the_person_of_the_git_configuration_is_accepted(real: Real, home: Path) -> None:
     name = 'José O\'Néill, Ph.D. "Joe"'
     quoted = json.dumps(name, ensure_ascii=False)
-    (home / ".gitconfig").write_text(f"[user]
-name = {quoted}
-email = jose+mcp@example.co.uk
-")
+    (home / ".gitconfig").write_text(f"[user]\nname = {quoted}\nemail = jose+mcp@example.co.uk\n", encoding="utf-8")
     real("new", "my-server", "--yes", "--no-lock")
     assert recorded(Path("my-server"))["author_name"] == name
     assert recorded(Path("my-server"))["author_email"] == "jose+mcp@example.co.uk"
