@@ -15,7 +15,7 @@ from mcp_scaffold.commands.new import new
 from mcp_scaffold.commands.options import options
 from mcp_scaffold.commands.update import update
 from mcp_scaffold.console import Console
-from mcp_scaffold.errors import Exit, Interrupted, ScaffoldError, UsageError
+from mcp_scaffold.errors import Exit, Interrupted, ScaffoldError, UsageError, disk_error
 from mcp_scaffold.pack import GIT_VARIABLES
 
 _EPILOG = (
@@ -70,6 +70,10 @@ def run(arguments: list[str] | None = None) -> int:
         return error.exit_code
     except TyperException as error:
         return _wrong_usage(error)
+    except OSError as error:
+        told = disk_error(error)
+        Console().fail(told)
+        return told.exit_code
     except (typer.Abort, EOFError):
         Console().fail(Interrupted("Stopped."))
         return Exit.INTERRUPTED

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import yaml
 
 from mcp_scaffold import __version__, finish
-from mcp_scaffold.engine import AnswerError, disk_error, render
-from mcp_scaffold.errors import Interrupted, UsageError
+from mcp_scaffold.engine import AnswerError, render
+from mcp_scaffold.errors import Interrupted, UsageError, disk_error
 from mcp_scaffold.git import GitError
 from mcp_scaffold.staging import ANSWERS_FILE, check_destination, existing_part, staged
 
@@ -88,8 +88,8 @@ def create(request: Request, progress: Progress) -> Created:
     at the destination.
     """
     destination = _destination(request)
-    check_destination(destination)
     try:
+        check_destination(destination)
         with staged(destination) as project:
             plan = _render(request, destination, project, progress)
             if not progress.confirm(plan):

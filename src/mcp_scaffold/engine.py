@@ -5,7 +5,6 @@ Never with `unsafe`: a template that wants to run code is refused. A person's ow
 
 from __future__ import annotations
 
-import errno
 import re
 import warnings
 from contextlib import contextmanager, nullcontext
@@ -23,7 +22,7 @@ from jinja2 import TemplateError
 from plumbum import ProcessExecutionError, local
 from yaml import YAMLError
 
-from mcp_scaffold.errors import OutsideError, ScaffoldError, StateError, UsageError
+from mcp_scaffold.errors import OutsideError, ScaffoldError, StateError, UsageError, disk_error
 from mcp_scaffold.git import reason_in
 
 if TYPE_CHECKING:
@@ -135,20 +134,6 @@ class AnswerError(UsageError):
     def __init__(self, message: str, name: str) -> None:
         super().__init__(message)
         self.name = name
-
-
-def disk_error(error: OSError) -> OutsideError:
-    """Tell an OSError: what could not be written, and why."""
-    what = f"`{error.filename}` cannot be written" if error.filename else "Writing failed"
-    hints = {
-        errno.ENOSPC: "Free some space and try again.",
-        errno.EDQUOT: "Free some of your quota and try again.",
-        errno.EACCES: "Choose a directory that you may write to.",
-        errno.EPERM: "Choose a directory that you may write to.",
-        errno.EROFS: "The file system is read-only; choose another directory.",
-    }
-    reason = (error.strerror or str(error)).rstrip(".")
-    return OutsideError(f"{what}: {reason}.", hint=hints.get(error.errno or 0, ""))
 
 
 @contextmanager

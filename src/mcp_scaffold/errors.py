@@ -11,6 +11,7 @@ Anything else that is raised is a defect of ours and ends with a traceback.
 
 from __future__ import annotations
 
+import errno
 from enum import IntEnum
 
 
@@ -60,3 +61,17 @@ class Interrupted(ScaffoldError):
     def __init__(self, message: str, *, exit_code: int = Exit.INTERRUPTED) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+def disk_error(error: OSError) -> OutsideError:
+    """Tell an OSError: which file is concerned, and why."""
+    what = f"`{error.filename}` cannot be written" if error.filename else "Writing failed"
+    hints = {
+        errno.ENOSPC: "Free some space and try again.",
+        errno.EDQUOT: "Free some of your quota and try again.",
+        errno.EACCES: "Choose a directory that you may write to.",
+        errno.EPERM: "Choose a directory that you may write to.",
+        errno.EROFS: "The file system is read-only; choose another directory.",
+    }
+    reason = (error.strerror or str(error)).rstrip(".")
+    return OutsideError(f"{what}: {reason}.", hint=hints.get(error.errno or 0, ""))

@@ -53,7 +53,12 @@ def staged(destination: Path) -> Iterator[Path]:
     It lies on the destination's file system: beside it, or inside if it is an existing empty directory, which is
     filled rather than replaced (a shell may be in it). The last part of its name is that of the destination.
     """
-    staging = Path(tempfile.mkdtemp(prefix=".mcp-scaffold-", dir=existing_part(destination)))
+    beside = existing_part(destination)
+    try:
+        staging = Path(tempfile.mkdtemp(prefix=".mcp-scaffold-", dir=beside))
+    except OSError as error:
+        error.filename = str(beside)  # the name that could not be made says nothing to anybody
+        raise
     try:
         project = staging / destination.name
         yield project

@@ -13,8 +13,8 @@ import copier
 import pytest
 
 from mcp_scaffold import engine
-from mcp_scaffold.errors import OutsideError, ScaffoldError
-from tests.cli.helpers import git, write_tree
+from mcp_scaffold.errors import OutsideError, ScaffoldError, disk_error
+from tests.cli.helpers import commit_all, git, write_tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -189,7 +189,7 @@ def test_no_git(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a place that even root cannot write to")
 def test_no_permission(run: Run) -> None:
-    check(run("new", "/sys/srv", "--yes"), 4, "`/sys/*` cannot be written: *", "*")
+    check(run("new", "/sys/srv", "--yes"), 4, "`/sys` cannot be written: *", "*")
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write everywhere")
@@ -198,9 +198,17 @@ def test_no_permission_of_ones_own(run: Run) -> None:
     check(
         run("new", "locked/srv", "--yes"),
         4,
-        "`*/locked/*` cannot be written: Permission denied.",
+        "`*/locked` cannot be written: Permission denied.",
         "Choose a directory that you may write to.",
     )
+    Path("locked").chmod(0)
+    check(
+        run("new", "locked/srv", "--yes"),
+        4,
+        "`*/locked*` cannot be written: Permission denied.",
+        "Choose a directory that you may write to.",
+    )
+    Path("locked").chmod(0o700)
 
 
 @pytest.mark.parametrize(
@@ -213,10 +221,24 @@ def test_no_permission_of_ones_own(run: Run) -> None:
     ],
 )
 def test_errors_of_the_disk(number: int, hint: str) -> None:
-    error = engine.disk_error(OSError(number, os.strerror(number), "/a/file"))
+    error = disk_error(OSError(number, os.strerror(number), "/a/file"))
     assert error.message == f"`/a/file` cannot be written: {os.strerror(number)}."
     assert hint in error.hint
-    assert engine.disk_error(OSError("odd.")).message == "Writing failed: odd."
+    assert disk_error(OSError("odd.")).message == "Writing failed: odd."
+
+
+@pytest.mark.parametrize("command", [("new", "srv", "--yes"), ("update", "."), ("options",)])
+def test_a_disk_that_fails_anywhere_is_told(
+    run: Run, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "/a/file")
+
+    write_tree(Path(), {".copier-answers.yml": "_src_path: ~/.mcp-scaffold/template.bundle\n_commit: v0.1.0\n"})
+    git(Path(), "init", "--quiet")
+    commit_all(Path(), "x")
+    monkeypatch.setattr("mcp_scaffold.bundle.read_refs", fail)
+    check(run(*command), 4, "`/a/file` cannot be written: Input/output error.", "")
 
 
 def test_a_failing_git_inside_copier_is_told() -> None:

@@ -127,6 +127,8 @@ def ask_destination() -> Path:
         path = Path(text.strip()).expanduser().absolute()
         try:
             check_destination(path)
+        except OSError as error:
+            return f"{text.strip()}: {error.strerror}."
         except StateError as error:
             # One line at the bottom of the terminal: the path as it was typed is the shorter one.
             return error.message.replace(str(path), text.strip())
