@@ -89,14 +89,15 @@ def public_error(error: Exception, subject: str) -> ReliabilityError:
 
 def public_text(error: ReliabilityError, reference: str) -> str:
     """The error in words: what happened, whether to retry, and the reference; an author's own text stays alone."""
+    text = error.text[:_LONGEST_TEXT]
     if isinstance(error, ToolFailure):
-        return error.text[:_LONGEST_TEXT]
+        return text
     advice = "Retrying the same call will not help."
     if error.retry_after_s is not None:
         advice = f"Retry after {error.retry_after_s:g} s."
     elif error.retryable:
         advice = "Retrying may help."
-    return f"{error.text} {advice} (Reference: {reference})"
+    return f"{text} {advice} (Reference: {reference})"
 
 
 def failed_result(error: ReliabilityError, reference: str) -> CallToolResult:

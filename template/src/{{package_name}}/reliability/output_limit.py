@@ -54,5 +54,14 @@ def size_of_block(block: object) -> int:
 
 
 def size_of_text(text: str | bytes) -> int:
-    """Bytes of UTF-8."""
-    return len(text) if isinstance(text, bytes) or text.isascii() else len(text.encode())
+    """Bytes of UTF-8.
+
+    Raises:
+        ToolFailure: The text cannot be sent: it holds half a character, as names from a foreign file system may.
+    """
+    if isinstance(text, bytes) or text.isascii():
+        return len(text)
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError:
+        raise ToolFailure("The result holds text that is not valid Unicode (a lone surrogate).") from None

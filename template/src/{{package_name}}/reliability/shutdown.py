@@ -38,15 +38,14 @@ class Shutdown:
 
     Args:
         grace_s: Seconds that calls in flight get after a signal.
-        watch_parent: Stop as soon as the parent process is gone (right for stdio, wrong for a service).
+        parent_pid: Stop as soon as this process is not our parent any more (right for stdio, wrong for a service).
     """
 
-    def __init__(self, *, grace_s: float, watch_parent: bool = False) -> None:
+    def __init__(self, *, grace_s: float, parent_pid: int | None = None) -> None:
         self.grace_s = grace_s
         self.reason: str | None = None
         self.requested = asyncio.Event()
-        self._watch_parent = watch_parent
-        self._parent = os.getppid()
+        self._parent_pid = parent_pid
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
         self._kill_at = float("inf")
@@ -94,7 +93,7 @@ class Shutdown:
             if readable:
                 for number in signals.recv(64):
                     self._on_signal(number)
-            if self._watch_parent and self.reason is None and os.getppid() != self._parent:
+            if self._parent_pid not in (None, os.getppid()) and self.reason is None:
                 self.request("the parent process is gone", grace_s=0, cleanup_s=1)
             if time.monotonic() >= self._kill_at:
                 self._end_by_force()

@@ -37,6 +37,7 @@ _EOF_CLEANUP_S = 0.8
 _CHUNK_BYTES = 65_536
 _ATOMIC_BYTES = getattr(select, "PIPE_BUF", 512)
 """A pipe that polls writable takes this many bytes without blocking."""
+_SLICE_MS = 100
 _STREAM_METHODS = frozenset({"subscriptions/listen"})
 """Requests that stay open for the whole session; a shutdown does not wait for them."""
 
@@ -59,7 +60,7 @@ def run_stdio(server: ReliableServer[Any], wire: Wire, *, max_message_bytes: int
 
 
 async def _serve(server: ReliableServer[Any], wire: Wire, *, max_message_bytes: int, grace_s: float) -> None:
-    shutdown = Shutdown(grace_s=grace_s, watch_parent=True)
+    shutdown = Shutdown(grace_s=grace_s, parent_pid=wire.parent_pid)
     outbox = Outbox(wire.write_fd, shutdown)
     inbox = Inbox(wire, outbox, shutdown, max_message_bytes)
     with shutdown.watching():
@@ -78,6 +79,7 @@ async def _drain_when_asked(shutdown: Shutdown, server: ReliableServer[Any], inb
     with anyio.move_on_after(shutdown.grace_s):
         await outbox.all_answered()
     inbox.end()
+    outbox.abandon()
 
 
 class Outbox:
@@ -88,6 +90,7 @@ class Outbox:
         self._shutdown = shutdown
         self._lock = anyio.Lock(fast_acquire=True)
         self._unanswered: set[int | str] = set()
+        self._abandoned = False
         self._answered = asyncio.Event()
         self._answered.set()
         self._poll = None
@@ -110,6 +113,10 @@ class Outbox:
     async def all_answered(self) -> None:
         """Wait until no request is open."""
         await self._answered.wait()
+
+    def abandon(self) -> None:
+        """Give up lines that the client does not read: the process is about to end."""
+        self._abandoned = True
 
     async def send(self, item: SessionMessage, /) -> None:
         """Write one message.
@@ -141,10 +148,12 @@ class Outbox:
 
     def _write_all(self, data: memoryview) -> None:
         while data:
-            try:
+            if self._poll is None:
                 data = data[os.write(self._fd, data) :]
-            except BlockingIOError:  # some clients hand over pipes in non-blocking mode
-                select.select([], [self._fd], [])
+            elif self._poll.poll(_SLICE_MS):
+                data = data[os.write(self._fd, data[:_ATOMIC_BYTES]) :]
+            elif self._abandoned:
+                raise BrokenPipeError("the client does not read")
 
     async def aclose(self) -> None:
         """Part of the SDK's protocol; the descriptor belongs to the process."""

@@ -1,24 +1,34 @@
 """Takes the protocol's two pipes out of everybody else's reach (R5, R8).
 
-From here on descriptor 1 is stderr and descriptor 0 is empty, for this process and for every child: a stray `print`,
-a C library that writes to stdout, a child process that prints or reads, none of them can touch the protocol.
+From here on descriptor 0 is empty and descriptor 1 leads into the log, for this process and for every child: a stray
+`print`, a C library that writes to stdout, a child process that prints or reads, none of them can touch the protocol,
+and none can be held up by a stderr that nobody reads.
 It must run before anything else is imported, because an import may print; so this module imports next to nothing.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import threading
 from typing import NamedTuple
 
+logger = logging.getLogger(__name__)
+
+_CHUNK_BYTES = 8_192
 _FIRST_FREE_FD = 3
 
 
 class Wire(NamedTuple):
-    """The private descriptors of the protocol: `read_fd` for requests, `write_fd` for answers."""
+    """The private descriptors of the protocol: `read_fd` for requests, `write_fd` for answers.
+
+    `parent_pid` is the process that started this one.
+    """
 
     read_fd: int
     write_fd: int
+    parent_pid: int
 
 
 def claim_wire(name: str) -> Wire:
@@ -30,16 +40,15 @@ def claim_wire(name: str) -> Wire:
         name: The program's name, for what is said to a person.
     """
     try:
-        wire = Wire(_private_copy(0), _private_copy(1))
+        wire = Wire(_private_copy(0), _private_copy(1), os.getppid())
     except OSError:
         raise SystemExit(f"{name}: stdin or stdout is closed; a client must keep both open to talk to it.") from None
     if os.isatty(wire.read_fd):
         os.write(2, f"{name}: waiting for an MCP client on stdin; Ctrl-C stops it.\n".encode())
     _divert(0, os.open(os.devnull, os.O_RDONLY))
-    try:
-        _divert(1, os.dup(2))
-    except OSError:  # started without a stderr
-        _divert(1, os.open(os.devnull, os.O_WRONLY))
+    log_end, write_end = os.pipe()
+    _divert(1, write_end)
+    threading.Thread(target=_log_output, args=(log_end,), name="stray-output", daemon=True).start()
     if sys.stdout is not None and hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     return wire
@@ -61,3 +70,11 @@ def _private_copy(fd: int) -> int:
 def _divert(fd: int, target: int) -> None:
     os.dup2(target, fd)
     os.close(target)
+
+
+def _log_output(fd: int) -> None:
+    """Log what is written to `fd`, line by line, until nobody can write to it any more."""
+    while chunk := os.read(fd, _CHUNK_BYTES):
+        for line in chunk.decode(errors="replace").splitlines():
+            if line.strip():
+                logger.warning("printed to stdout: %s", line)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import threading
 from collections.abc import Awaitable, Callable
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar, cast
 
 import anyio
 import anyio.to_thread
@@ -58,32 +59,35 @@ class WorkerThreads:
         await self._places.acquire()
         place = _Place(self._places)
 
-        def call() -> T:
-            place.taken = True
+        def call() -> T | None:
+            if not place.claim():
+                return None  # the caller has gone, and has given the place back
             try:
                 return function()
             finally:
                 place.give_back_from_thread()
 
         try:
-            return await anyio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._no_limit)
+            result = await anyio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._no_limit)
+            return cast("T", result)
         finally:
-            if not place.taken:  # cancelled before a thread took it up
+            if place.claim():  # cancelled before a thread took it up
                 place.give_back()
 
 
 class _Place:
-    """One place, given back once: by the thread, or by a caller whose thread never began."""
+    """One place. Whoever claims it gives it back: the thread, or a caller whose thread never began."""
 
     def __init__(self, places: LoadShedder) -> None:
-        self.taken = False
-        self._places: LoadShedder | None = places
+        self._places = places
+        self._unclaimed = threading.Lock()
         self._loop = asyncio.get_running_loop()
 
+    def claim(self) -> bool:
+        return self._unclaimed.acquire(blocking=False)
+
     def give_back(self) -> None:
-        if self._places is not None:
-            self._places.release()
-            self._places = None
+        self._places.release()
 
     def give_back_from_thread(self) -> None:
         try:

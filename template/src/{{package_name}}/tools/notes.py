@@ -1,10 +1,11 @@
 """An example to replace: notes that live as long as the server."""
 
 from mcp.server.mcpserver import Context
+from mcp.server.mcpserver.exceptions import ResourceNotFoundError
 from pydantic import BaseModel, Field
 
 from ..app import App
-from ..reliability import ToolFailure, prompt, resource, tool
+from ..reliability import prompt, resource, tool
 
 
 class Note(BaseModel):
@@ -28,7 +29,7 @@ async def read_note(title: str, ctx: Context[App]) -> str:
     try:
         return ctx.request_context.lifespan_context.notes[title]
     except KeyError:
-        raise ToolFailure(f"No note is called {title!r}.") from None
+        raise ResourceNotFoundError(f"No note is called {title!r}.") from None
 
 
 @prompt(title="Improve a note")
