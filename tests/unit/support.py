@@ -28,7 +28,7 @@ class FakeClock:
 async def until(condition: Callable[[], object]) -> None:
     """Wait for what another thread or process brings about; the limit only ends a test that fails."""
     with anyio.fail_after(5):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - threads and processes set no event of this loop
             await anyio.sleep(0.001)
 
 

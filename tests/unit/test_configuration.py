@@ -1,0 +1,121 @@
+"""Settings from the environment: one clear sentence for each wrong value, and no secret in it."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from reliability.configuration import CommaSeparated, ConfigurationError, load_settings, unknown_variables
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="MY_SERVER_", env_ignore_empty=True, frozen=True, extra="ignore")
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    tool_timeout_s: float = Field(25, gt=0, le=3600)
+    max_calls: int = Field(32, ge=1, le=10_000)
+    queue: int | None = None
+    stateless: bool = True
+    allowed_hosts: CommaSeparated = Field(default=[])
+    tags: list[str] = Field(default=[])
+    api_key: SecretStr = Field(default=SecretStr("x" * 20), min_length=8)
+    other_key: SecretStr | None = Field(default=None, min_length=8)
+
+
+def complaints(monkeypatch: pytest.MonkeyPatch, **values: str) -> list[str]:
+    for name, value in values.items():
+        monkeypatch.setenv(f"MY_SERVER_{name}", value)
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings(Settings)
+    return str(caught.value).splitlines()
+
+
+def test_without_variables_the_defaults_apply() -> None:
+    assert load_settings(Settings).tool_timeout_s == 25
+
+
+def test_an_empty_variable_is_like_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_SERVER_TOOL_TIMEOUT_S", "")
+    assert load_settings(Settings).tool_timeout_s == 25
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("LOG_LEVEL", "loud", "'loud' is not valid: it must be one of debug, info, warning, error."),
+        ("TOOL_TIMEOUT_S", "0", "'0' is not valid: it must be a number greater than 0 and at most 3600."),
+        ("TOOL_TIMEOUT_S", "soon", "'soon' is not valid: it must be a number greater than 0 and at most 3600."),
+        ("TOOL_TIMEOUT_S", "nan", "'nan' is not valid: it must be a number greater than 0 and at most 3600."),
+        ("MAX_CALLS", "1.5", "'1.5' is not valid: it must be a whole number at least 1 and at most 10000."),
+        ("STATELESS", "maybe", "'maybe' is not valid: it must be true or false."),
+        ("QUEUE", "x", "'x' is not valid: it must be a whole number."),
+    ],
+)
+def test_a_wrong_value_is_explained_in_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, sentence: str
+) -> None:
+    assert complaints(monkeypatch, **{name: value}) == [f"MY_SERVER_{name}={sentence}"]
+
+
+def test_every_wrong_value_has_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = complaints(monkeypatch, LOG_LEVEL="loud", MAX_CALLS="0", STATELESS="maybe")
+    assert [line.partition("=")[0] for line in lines] == [
+        "MY_SERVER_LOG_LEVEL",
+        "MY_SERVER_MAX_CALLS",
+        "MY_SERVER_STATELESS",
+    ]
+
+
+@pytest.mark.parametrize("name", ["API_KEY", "OTHER_KEY"])
+def test_r6_a_secret_is_not_shown_even_when_it_is_wrong(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    (line,) = complaints(monkeypatch, **{name: "hunter2"})
+    assert "hunter2" not in line
+    assert line.startswith(f"MY_SERVER_{name}=(hidden) is not valid: ")
+
+
+def test_a_list_that_is_not_json_is_explained_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    (line,) = complaints(monkeypatch, TAGS="a,b")
+    assert "tags" in line
+
+
+@given(value=st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_value_makes_anything_but_a_sentence(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    for name in Settings.model_fields:
+        with monkeypatch.context() as patch:
+            patch.setenv(f"MY_SERVER_{name.upper()}", value)
+            try:
+                load_settings(Settings)
+            except ConfigurationError as error:
+                line = str(error)
+                assert line.endswith(".")
+                assert "\n" not in line
+                assert not re.search("must be Input should|pydantic|https://", line)
+
+
+@pytest.mark.parametrize(
+    ("value", "items"),
+    [("a", ["a"]), (" a.example.com , b:80,, ", ["a.example.com", "b:80"]), (",", []), ('["a"]', ['["a"]'])],
+)
+def test_a_list_is_written_with_commas(monkeypatch: pytest.MonkeyPatch, value: str, items: list[str]) -> None:
+    monkeypatch.setenv("MY_SERVER_ALLOWED_HOSTS", value)
+    assert load_settings(Settings).allowed_hosts == items
+
+
+def test_a_variable_that_names_no_setting_is_found_with_the_nearest_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_SERVER_LOG_LEVLE", "info")
+    monkeypatch.setenv("MY_SERVER_XYZZY", "1")
+    monkeypatch.setenv("MY_SERVER_MAX_CALLS", "1")
+    monkeypatch.setenv("MY_SERVICE_MAX_CALLS", "1")
+    assert unknown_variables(Settings) == {"MY_SERVER_LOG_LEVLE": "MY_SERVER_LOG_LEVEL", "MY_SERVER_XYZZY": None}
+
+
+def test_lower_case_variables_are_settings_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("my_server_max_calls", "7")
+    assert load_settings(Settings).max_calls == 7
+    assert unknown_variables(Settings) == {}

@@ -1,0 +1,49 @@
+"""What keeps the process small: rules R14 and R69, and the pauses of garbage collection."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from typing import TYPE_CHECKING
+
+import anyio
+import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.anyio
+
+_MEASURE = """
+import sys, threading
+from reliability.memory import return_memory_to_system
+from reliability.health import rss_mb
+return_memory_to_system()
+def hold_and_let_go():
+    held = [bytes(200_000) for _ in range(500)]
+before = rss_mb()
+for _ in range(3):
+    threads = [threading.Thread(target=hold_and_let_go) for _ in range(2)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+print(rss_mb() - before)
+"""
+
+
+async def test_r69_freed_memory_goes_back_to_the_system(root: Path) -> None:
+    if sys.platform != "linux":
+        pytest.skip("mallopt is glibc's")
+    source = root / "template" / "src" / "{{package_name}}"
+    done = await anyio.run_process([sys.executable, "-c", _MEASURE], env={"PYTHONPATH": str(source)})
+    assert float(done.stdout) < 20  # of 200 MB
+
+
+def test_freezing_takes_what_exists_out_of_the_collector_and_leaves_it_usable() -> None:
+    from reliability.memory import freeze_startup_objects
+
+    assert gc.get_freeze_count() == 0
+    try:
+        freeze_startup_objects()
+        assert gc.get_freeze_count() > 1000
+    finally:
+        gc.unfreeze()
