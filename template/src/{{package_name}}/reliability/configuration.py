@@ -42,9 +42,14 @@ def load_settings(settings_class: type[SettingsT]) -> SettingsT:
 def unknown_variables(settings_class: type[BaseSettings]) -> dict[str, str | None]:
     """Variables that carry the prefix but name no setting, each with the nearest setting: probably a typing error."""
     prefix = settings_class.model_config.get("env_prefix", "")
-    known = [prefix + name.upper() for name in settings_class.model_fields]
-    strange = [name for name in os.environ if name.upper().startswith(prefix) and name.upper() not in known]
-    return {name: next(iter(difflib.get_close_matches(name.upper(), known, n=1)), None) for name in sorted(strange)}
+    known = [name.upper() for name in settings_class.model_fields]
+    found: dict[str, str | None] = {}
+    for variable in sorted(os.environ):
+        name = variable.upper().removeprefix(prefix)
+        if variable.upper().startswith(prefix) and name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1)
+            found[variable] = prefix + nearest[0] if nearest else None
+    return found
 
 
 def _explain(settings_class: type[BaseSettings], location: tuple[int | str, ...], value: object, reason: str) -> str:

@@ -78,7 +78,7 @@ def tool(
     Raises:
         ValueError: `timeout_s` or `max_threads` is not greater than zero.
     """
-    if timeout_s is not None and timeout_s <= 0:
+    if timeout_s is not None and not timeout_s > 0:  # not "<= 0": that would let NaN pass
         raise ValueError(f"timeout_s must be greater than 0, not {timeout_s!r}.")
     if max_threads < 1:
         raise ValueError(f"max_threads must be at least 1, not {max_threads!r}.")

@@ -79,7 +79,8 @@ class HealthReport:
     """The longest delay of the event loop in the last half second."""
     calls_in_flight: int
     calls_queued: int
-    checked_s_ago: float
+    checked_s_ago: float | None
+    """None before the first run of the checks; the server is not ready until then."""
     checks: list[CheckResult] = field(default_factory=list)
 
 
@@ -119,6 +120,7 @@ class HealthMonitor:
         self._checks: dict[str, Check] = {}
         self._results: list[CheckResult] = []
         self._checked_at = -float("inf")
+        self._runs = 0
         self._running: anyio.Event | None = None
         self._lag_s = 0.0
         self._started_at = clock()
@@ -140,7 +142,7 @@ class HealthMonitor:
         return HealthReport(
             status=status,
             live=True,  # whoever can answer this is alive; a stuck process does not answer
-            ready=status is not Status.FAILED and not self.draining,
+            ready=self._runs > 0 and status is not Status.FAILED and not self.draining,
             name=self.name,
             version=self.version,
             uptime_s=self.uptime_s(),
@@ -148,7 +150,7 @@ class HealthMonitor:
             event_loop_lag_ms=round(self._lag_s * 1000, 1),
             calls_in_flight=in_flight,
             calls_queued=queued,
-            checked_s_ago=round(max(0.0, self._clock() - self._checked_at), 1) if self._results else 0.0,
+            checked_s_ago=round(max(0.0, self._clock() - self._checked_at), 1) if self._runs else None,
             checks=self._results,
         )
 
@@ -158,12 +160,17 @@ class HealthMonitor:
 
     async def fresh_report(self) -> HealthReport:
         """The state after a run of the checks, unless the last one is younger than `max_age_s` (R11)."""
-        while self._clock() - self._checked_at > self._max_age_s:
+        if self._clock() - self._checked_at > self._max_age_s:
+            await self._run_or_join()
+        return self.report()
+
+    async def _run_or_join(self) -> None:
+        finished = self._runs
+        while self._runs == finished:  # the asker who runs them may be cancelled; then the next one takes over
             if self._running is None:
                 await self.run_checks()
-            else:  # the asker whose turn it is may be cancelled; then the next one takes over
+            else:
                 await self._running.wait()
-        return self.report()
 
     async def run_checks(self) -> None:
         """Run every check once, all at the same time. Never raises for a check (R10)."""
@@ -176,6 +183,7 @@ class HealthMonitor:
                     tasks.start_soon(self._run_check, check, results)
             self._results = [results[check.name] for check in checks]
             self._checked_at = self._clock()
+            self._runs += 1
         finally:
             self._running.set()
             self._running = None

@@ -224,6 +224,8 @@ class ReliableServer(MCPServer[AppT], Generic[AppT]):
 
         for function in (health_check, get_metrics):
             self.register(function)
+        patience_s = self.limits.health_check_timeout_s + 1  # a check that hangs is an answer, too
+        self._timeouts_s[_HEALTH] = max(self.limits.tool_timeout_s, patience_s)
 
     @asynccontextmanager
     async def _run_lifespan(self, _: MCPServer[AppT]) -> AsyncIterator[AppT]:
