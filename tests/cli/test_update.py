@@ -181,6 +181,7 @@ class TestDryRun:
         ran = run("update", old, "--dry-run")
         assert ran.code == 1
         assert "`retired.txt`: your edits are gone" in ran.err
+        assert ran.err.endswith("from 0.1.0 to 0.2.0: 6 files changed, 1 file to look at.\n")
         assert "deleted file mode" in ran.out
         assert status(old) == []
 

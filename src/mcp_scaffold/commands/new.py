@@ -68,6 +68,7 @@ def new(  # noqa: PLR0913 - one for each option
     --yes, it asks nothing. After an error or Ctrl-C nothing is left behind.
     """
     from mcp_scaffold import create
+    from mcp_scaffold.prompts import fit_to_terminal
 
     ask = is_interactive() and not yes
     progress = TerminalProgress(Console(quiet=quiet), ask=ask)
@@ -75,6 +76,8 @@ def new(  # noqa: PLR0913 - one for each option
         if ask and destination is None:
             destination = ask_destination()
         with choose_template(template, ref) as chosen:
+            if ask and chosen.is_builtin:
+                fit_to_terminal(Path(chosen.source) / "copier.yml", shutil.get_terminal_size().columns)
             request = create.Request(
                 template=chosen,
                 destination=destination,

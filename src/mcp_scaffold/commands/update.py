@@ -31,7 +31,7 @@ def update(
     """Bring a later release of the template into a project.
 
     Your edits are merged; your tools are never touched. What needs a look is named file by file, with exit code 1.
-    Nothing is committed: review with `git diff`, or undo with `git checkout .`.
+    Nothing is committed: review with `git diff`, or undo with `git reset --hard && git clean -d --force`.
     """
     from mcp_scaffold import upgrade
 
@@ -58,7 +58,7 @@ def report(found: Updated, console: Console, *, is_done: bool) -> int:
         console.warn(line)
     verb = "Updated" if is_done else "Would update"
     summary = f"{verb} `{name}` from {found.before} to {found.after}: {count(len(found.changed), 'file')} changed"
-    console.done(f"{summary}{follow_up(found) if is_done else ''}.")
+    console.done(f"{summary}{follow_up(found, is_done=is_done)}.")
     return Exit.ATTENTION if found.attention else Exit.OK
 
 
@@ -88,9 +88,11 @@ def show_command(found: Updated, name: str) -> str:
     return f"git show {shlex.quote(f'HEAD:{found.prefix}{name}')}"
 
 
-def follow_up(found: Updated) -> str:
+def follow_up(found: Updated, *, is_done: bool) -> str:
     """Return what to do next, as the end of a sentence."""
     if found.attention:
         return f", {count(found.attention, 'file')} to look at"
+    if not is_done:
+        return ""
     lock = "run `uv lock`, " if found.is_stale_lock else ""
     return f"; {lock}review with `git diff`, then commit"
