@@ -269,7 +269,7 @@ def second_release(repository: Path) -> None:
         write(path, path.read_text(encoding="utf-8") + "# second release\n")
     write(template / "src/{{package_name}}/reliability/added_later.py", "# second\n")
     change(template, "pyproject.toml.jinja", "mcp>=2.3", "mcp>=2.4")
-    change(template, "pyproject.toml.jinja", '(    "structlog.*\n)', r'\1    "stamina>=26,<27",\n')
+    change(template, "pyproject.toml.jinja", '(    "mcp.*\n)', r'\1    "stamina>=26,<27",\n')
     change(template, "pyproject.toml.jinja", r"ruff>=\d.*,<[\d.]+", "ruff>=0.18,<0.19")
     change(template, ".github/workflows/ci.yml", "timeout-minutes: 15", "timeout-minutes: 20")
     change(template, "README.md.jinja", "uv run pytest", "uv run pytest --durations=5")
