@@ -34,4 +34,5 @@ def test_help_is_broken_into_lines(root: Path, tmp_path: Path, columns: int) -> 
     for name in after:
         if isinstance(before[name], dict) and before[name].get("help"):
             assert after[name]["help"].split() == before[name]["help"].split()
-            assert max(len(f"? {line}") for line in after[name]["help"].splitlines()) <= max(columns, 24)
+            shown = f"? {after[name]['help']}"
+            assert max(len(line) for line in shown.splitlines()) <= max(columns, 24)
