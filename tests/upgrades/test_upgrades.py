@@ -1,0 +1,124 @@
+"""A project of every release, edited as its owner would, is brought to the present state: by both commands."""
+
+from __future__ import annotations
+
+import filecmp
+import os
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from mcp_scaffold import __version__, pack
+from mcp_scaffold.bundle import MIRROR, read_refs, tags
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = Path("src/my_server")
+
+# What an owner does to a generated project: a file, a text in it, and what takes its place (an empty text: appended).
+EDITS = [
+    (
+        PACKAGE / "tools" / "notes.py",
+        "",
+        '\n\n@tool(title="Mine")\nasync def mine() -> str:\n    """Mine."""\n    return "mine"\n',
+    ),
+    (Path("README.md"), "", "\n## Ours\n\nHow we work with it.\n"),
+    (Path("README.md"), "# my-server\n", "# my-server, the one of our team\n"),
+    (Path("pyproject.toml"), "", "\n[tool.ours]\nanswer = 42\n"),
+    (Path("pyproject.toml"), '"pydantic-settings>=2.10,<3",\n', '"pydantic-settings>=2.10,<3",\n    "idna>=3",\n'),
+    (PACKAGE / "settings.py", "", '    our_limit: int = Field(7, description="Ours")\n'),
+    (Path(".github/workflows/ci.yml"), "", "      # our step\n      - run: echo ours\n"),
+]
+OURS = [
+    (PACKAGE / "tools" / "notes.py", "async def mine()"),
+    (Path("README.md"), "## Ours"),
+    (Path("README.md"), "the one of our team"),
+    (Path("pyproject.toml"), "answer = 42"),
+    (Path("pyproject.toml"), '"idna>=3",'),
+    (PACKAGE / "settings.py", "our_limit"),
+    (Path(".github/workflows/ci.yml"), "echo ours"),
+]
+
+
+def _releases() -> list[str]:
+    with TemporaryDirectory() as directory:
+        bundle = Path(directory) / "template.bundle"
+        pack.build(ROOT, bundle)
+        return [tag for tag in tags(read_refs(bundle)) if pack.is_final(tag.removeprefix("v"))]
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A home directory with the bundle of this checkout, as a first run of the command line leaves it."""
+    pack.build(ROOT, tmp_path / MIRROR.removeprefix("~/"))
+    return tmp_path
+
+
+def run(home: Path, directory: Path, *command: str) -> str:
+    """Run a command that must succeed; return what it printed."""
+    known = {
+        name: value for name, value in os.environ.items() if not name.startswith(("GIT_", "COPIER_", "MY_SERVER_"))
+    }
+    environment = known | {"HOME": str(home), "GIT_CONFIG_NOSYSTEM": "1", "PYTHONPATH": "src"}
+    result = subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
+    return result.stdout + result.stderr
+
+
+def render(home: Path, tag: str, project: Path) -> None:
+    """Render a version of the template as plain Copier does."""
+    command = ["-m", "copier", "copy", "--defaults", "--quiet", "--vcs-ref", tag]
+    answers = ["--data", "preset=full", "--data", "project_name=my-server", "--data", "author_name=Ada"]
+    run(home, home, sys.executable, *command, *answers, MIRROR, str(project))
+
+
+def commit(home: Path, project: Path, subject: str) -> None:
+    """Commit everything there is."""
+    run(home, project, "git", "add", "--all")
+    identity = ["-c", "user.name=Ada", "-c", "user.email=ada@example.com"]
+    run(home, project, "git", *identity, "commit", "--quiet", "--message", subject)
+
+
+def own(project: Path) -> None:
+    """Edit the project as its owner would, and add a file of their own."""
+    for name, old, new in EDITS:
+        text = (project / name).read_text(encoding="utf-8")
+        assert old in text, f"{name} no longer holds {old!r}: choose another place to edit"
+        (project / name).write_text(text.replace(old, new, 1) if old else text + new, encoding="utf-8")
+    (project / PACKAGE / "tools" / "more.py").write_text('"""More of ours."""\n', encoding="utf-8")
+
+
+COMMANDS = {
+    "mcp-scaffold update": ["mcp_scaffold", "update"],
+    "copier update": ["copier", "update", "--defaults", "--quiet", "--vcs-ref", f"v{__version__}"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("release", _releases())
+def test_a_project_of_every_release_updates_without_a_conflict(release: str, command: str, home: Path) -> None:
+    project = home / "my-server"
+    render(home, release, project)
+    run(home, project, "git", "init", "--quiet")
+    commit(home, project, "Start")
+    own(project)
+    commit(home, project, "Make it ours")
+
+    run(home, project, sys.executable, "-m", *COMMANDS[command])
+
+    assert f"_commit: v{__version__}" in (project / ".copier-answers.yml").read_text(encoding="utf-8")
+    for name, text in OURS:
+        assert text in (project / name).read_text(encoding="utf-8"), f"{command} lost an edit in {name}"
+    assert (project / PACKAGE / "tools" / "more.py").exists()
+    assert not list(project.rglob("*.rej"))
+    assert "<<<<<<<" not in run(home, project, "git", "diff", "HEAD")
+
+    fresh = home / "fresh" / "my-server"
+    render(home, f"v{__version__}", fresh)
+    compared = filecmp.dircmp(
+        project / PACKAGE / "reliability", fresh / PACKAGE / "reliability", ignore=["__pycache__"]
+    )
+    assert not [*compared.left_only, *compared.right_only, *compared.diff_files], "reliability/ is not the template's"
+    run(home, project, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_tools.py")
