@@ -98,8 +98,8 @@ def test_r7_structured_content_is_refused_rather_than_cut(text: str) -> None:
     assert limit_output(whole, 5000) is whole
 
 
-def test_r7_a_million_tiny_parts_are_not_a_way_around_the_limit() -> None:
-    limited = limit_output(result(*["x"] * 100_000), 1000)
+def test_r7_many_tiny_parts_are_not_a_way_around_the_limit() -> None:
+    limited = limit_output(result(*["x"] * 20_000), 1000)
     assert len(limited.model_dump_json()) < 5000
 
 
