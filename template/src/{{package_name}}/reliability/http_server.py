@@ -21,6 +21,8 @@ from typing import Any, NoReturn
 import anyio
 import uvicorn
 from mcp.server.transport_security import TransportSecuritySettings
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .probes import add_probes
@@ -95,8 +97,9 @@ async def _serve(server: ReliableServer[Any], options: HttpOptions, listener: so
             allowed_origins=options.allowed_origins,
         ),
     )
+    streams = NotificationStreams(app, stateless=options.stateless)
     config = uvicorn.Config(
-        app,
+        streams,
         http=ImpatientProtocol,
         log_config=None,
         access_log=False,
@@ -111,6 +114,7 @@ async def _serve(server: ReliableServer[Any], options: HttpOptions, listener: so
     async def stop_when_asked() -> None:
         await shutdown.requested.wait()
         server.drain()
+        streams.end()
         http.should_exit = True
 
     with shutdown.watching():
@@ -172,6 +176,45 @@ def _is_wildcard(host: str) -> bool:
 
 def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
+
+
+class NotificationStreams:
+    """The streams that clients open with GET: refused where they could carry nothing, ended when the server stops.
+
+    Args:
+        app: The SDK's application.
+        stateless: There are no sessions, so that nothing could ever be sent on such a stream.
+    """
+
+    def __init__(self, app: ASGIApp, *, stateless: bool) -> None:
+        self._app = app
+        self._stateless = stateless
+        self._open: set[anyio.CancelScope] = set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http" or (scope["path"], scope["method"]) != (PATH, "GET"):
+            await self._app(scope, receive, send)
+        elif self._stateless:
+            refusal = PlainTextResponse("Without sessions there are no streams.", 405, {"Allow": "POST"})
+            await refusal(scope, receive, send)
+        else:
+            await self._serve_stream(scope, receive, send)
+
+    def end(self) -> None:
+        """End all open streams."""
+        for stream in self._open:
+            stream.cancel()
+
+    async def _serve_stream(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with anyio.CancelScope() as stream:
+            self._open.add(stream)
+            try:
+                await self._app(scope, receive, send)
+            finally:
+                self._open.discard(stream)
+        if stream.cancelled_caught:
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 class _Server(uvicorn.Server):

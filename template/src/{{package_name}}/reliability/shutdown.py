@@ -16,7 +16,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
@@ -68,7 +68,8 @@ class Shutdown:
                 self.grace_s = grace_s
             self._kill_at = time.monotonic() + self.grace_s + cleanup_s
         logger.info("stopping", extra={"reason": reason, "grace_s": self.grace_s})
-        self._loop.call_soon_threadsafe(self.requested.set)
+        with suppress(RuntimeError):  # the loop has closed: the end is near anyway
+            self._loop.call_soon_threadsafe(self.requested.set)
 
     def cleaned_up(self) -> None:
         """Cleanup has run: what is left to do (joining threads) must not take longer than half a second."""

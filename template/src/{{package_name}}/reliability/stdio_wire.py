@@ -12,11 +12,15 @@ import logging
 import os
 import sys
 import threading
+import time
+from contextlib import suppress
 from typing import NamedTuple
 
 logger = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 8_192
+_PIPE_BYTES = 1_048_576
+_PAUSE_S = 0.05
 _FIRST_FREE_FD = 3
 
 
@@ -47,6 +51,7 @@ def claim_wire(name: str) -> Wire:
         os.write(2, f"{name}: waiting for an MCP client on stdin; Ctrl-C stops it.\n".encode())
     _divert(0, os.open(os.devnull, os.O_RDONLY))
     log_end, write_end = os.pipe()
+    _enlarge(write_end)
     _divert(1, write_end)
     threading.Thread(target=_log_output, args=(log_end,), name="stray-output", daemon=True).start()
     if sys.stdout is not None and hasattr(sys.stdout, "reconfigure"):
@@ -72,8 +77,19 @@ def _divert(fd: int, target: int) -> None:
     os.close(target)
 
 
+def _enlarge(fd: int) -> None:
+    """Make room for C code that prints much while it holds the interpreter's lock: nobody can empty the pipe then."""
+    if sys.platform == "linux":
+        import fcntl
+
+        with suppress(OSError):  # the system's limit is lower
+            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+
+
 def _log_output(fd: int) -> None:
     """Log what is written to `fd`, line by line, until nobody can write to it any more."""
+    while not logging.getLogger().handlers:  # what an import prints waits until it can be a line like the others
+        time.sleep(_PAUSE_S)
     while chunk := os.read(fd, _CHUNK_BYTES):
         for line in chunk.decode(errors="replace").splitlines():
             if line.strip():
