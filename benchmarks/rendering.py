@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 BIN = Path(sys.executable).parent
+TARGET = "where to write"
 
 
 def measure(directory: Path, rounds: int) -> dict[str, list[float]]:
@@ -20,20 +21,21 @@ def measure(directory: Path, rounds: int) -> dict[str, list[float]]:
     subprocess.run([*new, str(directory / "first")], check=True, capture_output=True)
     bundle = str(Path.home() / ".mcp-scaffold" / "template.bundle")
     version = _recorded_version(directory / "first")
-    copier = [str(BIN / "copier"), "copy", "--defaults", "--quiet", "--vcs-ref", version, bundle]
+    copier = [str(BIN / "copier"), "copy", "--defaults", "--quiet", "--vcs-ref", version]
     commands = {
-        "mcp-scaffold new": lambda target: [*new, target],
-        "mcp-scaffold new --no-git": lambda target: [*new, "--no-git", target],
-        "copier copy": lambda target: [*copier, target],
-        "mcp-scaffold --help": lambda _: [str(BIN / "mcp-scaffold"), "--help"],
-        "mcp-scaffold --version": lambda _: [str(BIN / "mcp-scaffold"), "--version"],
+        "mcp-scaffold new": [*new, TARGET],
+        "mcp-scaffold new --no-git": [*new, "--no-git", TARGET],
+        "copier copy": [*copier, bundle, TARGET],
+        "mcp-scaffold --help": [str(BIN / "mcp-scaffold"), "--help"],
+        "mcp-scaffold --version": [str(BIN / "mcp-scaffold"), "--version"],
     }
     seconds: dict[str, list[float]] = {name: [] for name in commands}
     for number in range(rounds):
         for name, command in commands.items():
             target = directory / f"project-{number}"
+            arguments = [str(target) if part is TARGET else part for part in command]
             started = time.perf_counter()
-            subprocess.run(command(str(target)), check=True, capture_output=True)
+            subprocess.run(arguments, check=True, capture_output=True)
             seconds[name].append(time.perf_counter() - started)
             shutil.rmtree(target, ignore_errors=True)
     return seconds
