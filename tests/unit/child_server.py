@@ -26,12 +26,14 @@ from typing import TYPE_CHECKING
 import anyio
 import anyio.lowlevel
 from reliability import Limits, ReliableServer, ToolFailure, tool
+from reliability import shutdown as shutdown_module
 from reliability.logs import configure_logging
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 configure_logging("info")
+shutdown_module._DELIBERATE_S = 60  # a busy machine must not turn an echoed SIGINT into a second one
 
 
 def note(words: str) -> None:

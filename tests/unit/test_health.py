@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from reliability.health import Check, CheckResult, HealthMonitor, HealthReport, Status, Unhealthy, memory_check, rss_mb
 
-from tests.unit.support import CANCELLERS, FakeClock, cancel_at_every_await
+from tests.unit.support import CANCELLERS, FakeClock, cancel_at_every_await, until
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -335,11 +335,12 @@ async def test_r15_checks_run_in_the_background_and_stop_when_cancelled(monkeypa
 
 
 async def test_r15_the_background_never_runs_the_checks_beside_an_asker() -> None:
-    running = most = 0
+    runs = running = most = 0
     go_on = anyio.Event()
 
     async def counting() -> str:
-        nonlocal running, most
+        nonlocal runs, running, most
+        runs += 1
         running += 1
         most = max(most, running)
         await go_on.wait()
@@ -355,17 +356,24 @@ async def test_r15_the_background_never_runs_the_checks_beside_an_asker() -> Non
         tasks.start_soon(health.fresh_report)
         await anyio.wait_all_tasks_blocked()
         go_on.set()
-        await anyio.sleep(0.01)
+        await until(lambda: runs > 3)
         tasks.cancel_scope.cancel()
     assert most == 1
 
 
 async def test_r15_a_probe_in_which_something_was_cancelled_does_not_end_the_background_task() -> None:
+    runs = 0
+
+    async def counted() -> str:
+        nonlocal runs
+        runs += 1
+        return await cancelled_inside()
+
     health = HealthMonitor(name="x", version="1", interval_s=0.001)
-    health.add(Check(name="a", probe=cancelled_inside))
+    health.add(Check(name="a", probe=counted))
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(health.run)
-        await anyio.sleep(0.01)
+        await until(lambda: runs == 3)
         tasks.cancel_scope.cancel()
     assert only(health.report()).status is Status.FAILED
 

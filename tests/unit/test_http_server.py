@@ -151,6 +151,7 @@ class Waiting:
 class Connection:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
+        self.opened = time.monotonic()
 
     async def send(self, data: bytes) -> None:
         self.writer.write(data)
@@ -163,7 +164,7 @@ class Connection:
             return await self.reader.readexactly(2)
 
     async def closed_after(self) -> float:
-        started = time.monotonic()
+        """Wait for the server to close it; gives the seconds since it was opened."""
         with anyio.fail_after(5):
             while True:
                 try:
@@ -171,7 +172,7 @@ class Connection:
                         break
                 except ConnectionResetError:
                     break
-        return time.monotonic() - started
+        return time.monotonic() - self.opened
 
 
 class Site:
@@ -226,27 +227,23 @@ async def site(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
 async def test_r7_a_request_that_never_arrives_in_full_is_closed(site: Site, begun: bytes) -> None:
     connection = await site.connect()
     await connection.send(begun)
-    assert TIMEOUT_S / 2 < await connection.closed_after() < TIMEOUT_S + 2
+    assert TIMEOUT_S * 0.9 < await connection.closed_after() < TIMEOUT_S + 2
 
 
 @pytest.mark.parametrize("head", [b"", b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"])
 async def test_r7_a_byte_now_and_then_does_not_move_the_deadline(site: Site, head: bytes) -> None:
     connection = await site.connect()
     await connection.send(head)
-    sent = 0
 
     async def drip() -> None:
-        nonlocal sent
         while True:
             connection.writer.write(b"P")
-            sent += 1
             await anyio.sleep(TIMEOUT_S / 10)
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(drip)
         assert await connection.closed_after() < TIMEOUT_S + 2
         tasks.cancel_scope.cancel()
-    assert 2 < sent < 40
 
 
 async def test_r7_an_answer_may_take_longer_than_the_request_may(site: Site) -> None:

@@ -505,7 +505,7 @@ def test_r31_a_tool_that_never_returns_does_not_keep_the_server_alive(
     else:
         server.close_stdin()
     found, log = server.end()
-    assert time.monotonic() - asked < 3
+    assert time.monotonic() - asked < 5
     assert found == code
     assert ("cleaned up" in log) == (code == 0)
 
