@@ -158,13 +158,17 @@ def allowed_host_headers(host: str, port: int, extra: list[str]) -> list[str]:
 
     The address itself unless it stands for all of them, the loopback names, and `extra` with and without the port.
     """
-    names = ["127.0.0.1", "localhost", "[::1]", *extra]
-    if not _is_wildcard(host):
-        names.append(_bracketed(host))
-    with_port = [
-        name if name.rpartition(":")[2].isdigit() and not name.endswith("]") else f"{name}:{port}" for name in names
-    ]
-    return sorted({*with_port, *extra, *(names if port == _DEFAULT_PORT else [])})
+    own = ["127.0.0.1", "localhost", "[::1]", *([] if _is_wildcard(host) else [_bracketed(host)])]
+    accepted = {f"{name}:{port}" for name in own}
+    if port == _DEFAULT_PORT:  # a client leaves it out
+        accepted.update(own)
+    for name in (name.removesuffix(":*") for name in extra):
+        accepted.update({name} if _has_port(name) else {name, f"{name}:{port}"})
+    return sorted(accepted)
+
+
+def _has_port(name: str) -> bool:
+    return name.rpartition(":")[2].isdigit() and ":" in name
 
 
 def _is_wildcard(host: str) -> bool:
