@@ -15,7 +15,7 @@ from types import ModuleType
 
 sys.path[0] = str(Path(__file__).parent.parent)  # what `tests` sees, and not the directory of this file
 
-from production_helpers.project import PACKAGE
+from production_helpers.project import PACKAGE  # noqa: E402
 
 
 class AddHostileTools(MetaPathFinder):

@@ -32,6 +32,8 @@ ANSWER_S = 20.0
 BUSY_MACHINE_S = 1.0
 """Added to every promised time, because the machine that runs tests does other things, too."""
 
+CLEANUP = "HOSTILE_CLEANUP"
+"""Environment variable: "hangs" or "blocks" makes the cleanup of the hostile tools' lifespan never end."""
 LAUNCHER = Path(__file__).with_name("launcher.py")
 HANDSHAKE = "legacy"
 MODERN = "auto"
@@ -96,7 +98,7 @@ class ServerProcess:
         self.process = subprocess.Popen(
             command(transport, hostile=hostile),
             **{
-                "stdin": subprocess.PIPE,
+                "stdin": subprocess.PIPE if transport == "stdio" else subprocess.DEVNULL,
                 "stdout": subprocess.PIPE,
                 "stderr": descriptor,
                 "env": {**environment(chosen), **(variables or {})},
@@ -316,3 +318,19 @@ async def statistics_of(client: Client, tool: str) -> dict[str, Any]:
     """The figures of one tool in `get-metrics`."""
     content = cast(dict[str, Any], (await client.call_tool("get-metrics")).structured_content)
     return next(series for series in content["calls"] if series["name"] == tool)
+
+
+def wait_for(server: ServerProcess, event: str, *, within_s: float = START_S, **fields: object) -> dict[str, Any]:
+    """Wait for a line in the server's log.
+
+    Raises:
+        AssertionError: There is none, or the server ended without it.
+    """
+    until = time.monotonic() + within_s
+    while True:
+        ended = server.process.poll() is not None
+        if (line := server.log(event, **fields)) is not None:
+            return line
+        assert not ended, server.stderr()
+        assert time.monotonic() < until, server.stderr()
+        time.sleep(0.005)
