@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import anyio
 import uvicorn
@@ -37,6 +37,8 @@ _REQUEST_TIMEOUT_S = 20.0
 """Time from a request's first byte to its last, and from a connection's beginning to its first request."""
 _SESSION_IDLE_S = 300.0
 _DEFAULT_PORT = 80
+_HANG_UP = "reliability.hang_up"
+"""Key in a request's ASGI scope: what to call when its client is gone."""
 _BACKLOG = 2048
 
 
@@ -97,9 +99,9 @@ async def _serve(server: ReliableServer[Any], options: HttpOptions, listener: so
             allowed_origins=options.allowed_origins,
         ),
     )
-    streams = NotificationStreams(app, stateless=options.stateless)
+    requests = CancellableRequests(app, stateless=options.stateless)
     config = uvicorn.Config(
-        streams,
+        requests,
         http=ImpatientProtocol,
         log_config=None,
         access_log=False,
@@ -114,7 +116,7 @@ async def _serve(server: ReliableServer[Any], options: HttpOptions, listener: so
     async def stop_when_asked() -> None:
         await shutdown.requested.wait()
         server.drain()
-        streams.end()
+        requests.end_streams()
         http.should_exit = True
 
     with shutdown.watching():
@@ -182,42 +184,46 @@ def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-class NotificationStreams:
-    """The streams that clients open with GET: refused where they could carry nothing, ended when the server stops.
+class CancellableRequests:
+    """Ends a request whose client has hung up (R46), and the streams opened with GET when the server stops.
+
+    Such streams are refused where they could carry nothing.
 
     Args:
         app: The SDK's application.
-        stateless: There are no sessions, so that nothing could ever be sent on such a stream.
+        stateless: There are no sessions, so that nothing could ever be sent on a stream.
     """
 
     def __init__(self, app: ASGIApp, *, stateless: bool) -> None:
         self._app = app
         self._stateless = stateless
-        self._open: set[anyio.CancelScope] = set()
+        self._streams: set[anyio.CancelScope] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] != "http" or (scope["path"], scope["method"]) != (PATH, "GET"):
+        if scope["type"] != "http" or scope["path"] != PATH:
             await self._app(scope, receive, send)
-        elif self._stateless:
+        elif scope["method"] == "GET" and self._stateless:
             refusal = PlainTextResponse("Without sessions there are no streams.", 405, {"Allow": "POST"})
             await refusal(scope, receive, send)
         else:
-            await self._serve_stream(scope, receive, send)
+            await self._serve(scope, receive, send)
 
-    def end(self) -> None:
+    def end_streams(self) -> None:
         """End all open streams."""
-        for stream in self._open:
+        for stream in self._streams:
             stream.cancel()
 
-    async def _serve_stream(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with anyio.CancelScope() as stream:
-            self._open.add(stream)
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with anyio.CancelScope() as request:
+            scope[_HANG_UP] = request.cancel
+            if scope["method"] == "GET":
+                self._streams.add(request)
             try:
                 await self._app(scope, receive, send)
             finally:
-                self._open.discard(stream)
-        if stream.cancelled_caught:
+                self._streams.discard(request)
+        if request.cancelled_caught:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
@@ -250,9 +256,11 @@ class ImpatientProtocol(H11Protocol):
             self._await_client()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nothing is left to wait for."""
+        """Nothing is left to wait for, and nobody waits for the answer any more."""
         self._stop_waiting()
         super().connection_lost(exc)
+        if self.cycle and not self.cycle.response_complete and _HANG_UP in self.scope:
+            cast("dict[str, Any]", self.scope)[_HANG_UP]()
 
     def on_response_complete(self) -> None:
         """Between two requests the keep-alive limit applies, not this one."""
