@@ -24,7 +24,7 @@ from reliability.shutdown import Shutdown
 from reliability.stdio_server import EOF_GRACE_S, Inbox, Outbox
 from reliability.stdio_wire import Wire
 
-from tests.unit.support import until
+from tests.unit.support import cancel_at_every_await, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -293,6 +293,31 @@ async def test_r5_a_call_that_is_cancelled_while_its_answer_is_written_leaves_no
     await ends.outbox.send_message(answer(2))
     (second,) = await ends.read_lines(1)
     assert (first["id"], second["id"]) == (1, 2)
+
+
+async def test_r5_cancelled_at_any_await_an_answer_is_written_whole_or_not_at_all(ends: Ends) -> None:
+    sent = 0
+
+    async def send() -> None:
+        nonlocal sent
+        sent += 1
+        await ends.outbox.send_message(answer(sent, size=200_000))
+
+    async def whole_lines_only() -> None:
+        await ends.outbox.send_message(answer(-sent))
+        while (await ends.read_lines(1))[0]["id"] != -sent:
+            pass
+
+    async def send_while_somebody_reads() -> None:
+        reading = asyncio.ensure_future(ends.read_lines(1))
+        try:
+            await send()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await ends.outbox.send_message(answer(0))
+                await reading
+
+    assert await cancel_at_every_await(send_while_somebody_reads, whole_lines_only, how="scope") >= 2
 
 
 async def test_r5_a_call_that_is_cancelled_while_it_waits_for_its_turn_writes_nothing(ends: Ends) -> None:

@@ -84,6 +84,7 @@ async def test_r8_the_function_sees_the_context_of_its_call() -> None:
 
 
 async def test_r47_no_more_functions_run_at_once_than_allowed() -> None:
+    asyncio.get_running_loop().set_debug(True)  # then a place that a thread gives back by itself is an error
     threads, lock, go_on = workers(2), threading.Lock(), threading.Event()
     running = most = 0
 
