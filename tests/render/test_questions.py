@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from tests.render.conftest import Renderer
 
-RUNTIME = ("mcp", "pydantic-settings", "uvicorn")
+RUNTIME = ("mcp", "httptools", "pydantic-settings", "uvicorn")
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import json
 import os
@@ -228,6 +229,26 @@ async def test_r7_a_request_that_never_arrives_in_full_is_closed(site: Site, beg
     connection = await site.connect()
     await connection.send(begun)
     assert TIMEOUT_S * 0.9 < await connection.closed_after() < TIMEOUT_S + 2
+
+
+async def test_r7_headers_without_end_are_refused(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "_REQUEST_TIMEOUT_S", 60)
+    connection = await site.connect()
+    await connection.send(b"POST /x HTTP/1.1\r\nHost: x\r\n")
+    with contextlib.suppress(ConnectionError):
+        for _ in range(20):
+            await connection.send(b"X-Filler: " + b"x" * 8_000 + b"\r\n")
+    with contextlib.suppress(ConnectionError):
+        assert b"400 Bad Request" in await connection.reader.readline()
+    assert await connection.closed_after() < 5
+
+
+async def test_r7_headers_in_many_pieces_are_fine_request_after_request(site: Site) -> None:
+    connection = await site.connect()
+    for _ in range(10):
+        await connection.send(b"GET /x HTTP/1.1\r\nHost: x\r\n")
+        await connection.send(b"X-Filler: " + b"x" * 8_000 + b"\r\n\r\n")
+        assert await connection.answer() == b"ok"
 
 
 @pytest.mark.parametrize("head", [b"", b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"])

@@ -23,7 +23,7 @@ import uvicorn
 from mcp.server.transport_security import TransportSecuritySettings
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from .probes import add_probes
 from .server import ReliableServer
@@ -40,6 +40,7 @@ _DEFAULT_PORT = 80
 _HANG_UP = "reliability.hang_up"
 """Key in a request's ASGI scope: what to call when its client is gone."""
 _BACKLOG = 2048
+_MAX_HEAD_BYTES = 65_536
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,10 +237,11 @@ class _Server(uvicorn.Server):
         yield
 
 
-class ImpatientProtocol(H11Protocol):
-    """Closes a connection whose request does not arrive in time; uvicorn would wait for ever."""
+class ImpatientProtocol(HttpToolsProtocol):
+    """Closes a connection whose request does not arrive in time or has endless headers; uvicorn would wait for ever."""
 
     _deadline: asyncio.TimerHandle | None = None
+    _head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """The client has until the deadline to send a whole request."""
@@ -249,6 +251,12 @@ class ImpatientProtocol(H11Protocol):
     def data_received(self, data: bytes) -> None:
         """The deadline stands until the request is complete, however many pieces it comes in."""
         super().data_received(data)
+        if self.cycle is None or self.cycle.response_complete:
+            self._head_bytes += len(data)
+            if self._head_bytes > _MAX_HEAD_BYTES and not self.transport.is_closing():
+                self.send_400_response("The request's headers are too large.")
+        else:
+            self._head_bytes = 0
         incomplete = self.cycle is None or self.cycle.response_complete or self.cycle.more_body
         if not incomplete:
             self._stop_waiting()
@@ -259,8 +267,8 @@ class ImpatientProtocol(H11Protocol):
         """Nothing is left to wait for, and nobody waits for the answer any more."""
         self._stop_waiting()
         super().connection_lost(exc)
-        if self.cycle and not self.cycle.response_complete and _HANG_UP in self.scope:
-            cast("dict[str, Any]", self.scope)[_HANG_UP]()
+        if self.cycle is not None and not self.cycle.response_complete and _HANG_UP in self.cycle.scope:
+            cast("dict[str, Any]", self.cycle.scope)[_HANG_UP]()
 
     def on_response_complete(self) -> None:
         """Between two requests the keep-alive limit applies, not this one."""
