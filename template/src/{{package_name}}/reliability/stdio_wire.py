@@ -90,7 +90,12 @@ def _log_output(fd: int) -> None:
     """Log what is written to `fd`, line by line, until nobody can write to it any more."""
     while not logging.getLogger().handlers:  # what an import prints waits until it can be a line like the others
         time.sleep(_PAUSE_S)
+    partial = b""
     while chunk := os.read(fd, _CHUNK_BYTES):
-        for line in chunk.decode(errors="replace").splitlines():
+        *lines, partial = (partial + chunk).split(b"\n")
+        if len(partial) >= _CHUNK_BYTES:  # a line without an end is not waited for
+            lines.append(partial)
+            partial = b""
+        for line in lines:
             if line.strip():
-                logger.warning("printed to stdout: %s", line)
+                logger.warning("printed to stdout: %s", line.decode(errors="replace"))
