@@ -72,7 +72,6 @@ class HttpOptions:
 
 def run_http(server: ReliableServer[Any], options: HttpOptions) -> NoReturn:
     """Serve until the process is told to stop, clean up, and end the process."""
-    _detach_stdin()
     try:
         listener = _listen(options.host, options.port)
     except (OSError, OverflowError) as error:
@@ -127,13 +126,6 @@ async def _serve(server: ReliableServer[Any], options: HttpOptions, listener: so
             await http.serve(sockets=[listener])
             tasks.cancel_scope.cancel()
     shutdown.cleaned_up()
-
-
-def _detach_stdin() -> None:
-    """Child processes must not wait for what somebody types into the service's terminal (R8)."""
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.close(nothing)
 
 
 def _listen(host: str, port: int) -> socket.socket:

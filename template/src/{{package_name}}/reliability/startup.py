@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ def prepare(name: str, settings_class: type[SettingsT]) -> SettingsT:
     Ends the process with exit code 2 and one line per wrong setting on stderr.
     """
     return_memory_to_system()
+    _detach_stdin()
     try:
         settings = load_settings(settings_class)
     except ConfigurationError as error:
@@ -39,6 +41,13 @@ def prepare(name: str, settings_class: type[SettingsT]) -> SettingsT:
     for variable, nearest in unknown_variables(settings_class).items():
         logger.warning("unknown setting ignored", extra={"variable": variable, "did_you_mean": nearest})
     return settings
+
+
+def _detach_stdin() -> None:
+    """Child processes must not wait for what somebody types into a service's terminal (R8)."""
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
 
 
 @contextmanager
