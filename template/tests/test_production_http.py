@@ -19,9 +19,9 @@ from mcp_types import CallToolResult
 
 from production_helpers.process import (
     BUSY_MACHINE_S,
-    CLEANUP,
     ERAS,
     HANDSHAKE,
+    Condemned,
     ServerProcess,
     text_of,
     wait_for,
@@ -92,6 +92,14 @@ def listening(server: ServerProcess) -> str:
 
 def port_of(url: str) -> int:
     return int(url.split(":")[2].split("/")[0])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def condemned() -> Iterator[Condemned]:
+    """Servers that take their time to end, started before all other tests of this module."""
+    condemned = Condemned("http", "hangs")
+    yield condemned
+    condemned.close()
 
 
 @pytest.fixture(scope="module")
@@ -285,8 +293,7 @@ def test_too_many_connections_are_refused() -> None:  # R59
 
 
 @posix
-@pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.parametrize("era", ERAS)
+@pytest.mark.parametrize(("era", "number"), list(zip(ERAS, SIGNALS, strict=True)))
 async def test_a_signal_lets_the_call_in_flight_finish(era: str, number: int) -> None:  # R68
     results: list[CallToolResult] = []
     with ServerProcess("http") as server:
@@ -328,15 +335,6 @@ async def test_a_signal_does_not_wait_for_open_streams() -> None:  # R68
         assert server.log("cleanup is complete")
 
 
-@posix
-def test_a_cleanup_that_never_ends_is_ended_by_force() -> None:  # R68
-    with ServerProcess("http", {"SHUTDOWN_GRACE_S": 0}, {CLEANUP: "hangs"}) as server:
-        listening(server)
-        server.signal(signal.SIGTERM)
-        assert server.exit_code(within_s=CLEANUP_S + EXIT_S) == 1
-        assert server.log("ended by force: the orderly stop took too long", reason="SIGTERM")
-
-
 # ---- start-up ------------------------------------------------------------------------------------------------------
 
 
@@ -356,9 +354,8 @@ def test_a_port_in_use_is_said_clearly() -> None:
     assert line["port"] == port
 
 
-@pytest.mark.parametrize("host", ["no-such-host.invalid", "203.0.113.1", "not a host"])
-def test_an_address_of_another_machine_is_said_clearly(host: str) -> None:
-    with ServerProcess("http", {"HTTP_HOST": host}) as server:
+def test_an_address_of_another_machine_is_said_clearly() -> None:
+    with ServerProcess("http", {"HTTP_HOST": "203.0.113.1"}) as server:
         assert server.exit_code(within_s=30) == 2
         (line,) = [line for line in server.logs() if line["level"] == "error"]
     assert line["event"].startswith("cannot listen")
@@ -378,3 +375,9 @@ def test_requests_that_never_become_complete_are_closed(shared: Shared) -> None:
         except ConnectionResetError:
             pass
     assert shared.alive()
+
+
+@posix
+def test_a_cleanup_that_never_ends_is_ended_by_force(condemned: Condemned) -> None:  # R68
+    for duration_s in condemned.ended_by_force_after(limit_s=CLEANUP_S):
+        assert duration_s < CLEANUP_S + BUSY_MACHINE_S

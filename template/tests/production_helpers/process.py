@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self, cast
@@ -300,6 +301,44 @@ class ServerProcess:
             tasks.start_soon(write)
             yield from_server, to_server
             tasks.cancel_scope.cancel()
+
+
+class Condemned:
+    """Servers whose cleanup never ends, asked to stop as soon as they are ready: they need seconds to be ended.
+
+    Start them before the tests and look at them after the others.
+
+    Args:
+        transport: "stdio" or "http".
+        faults: Values of `CLEANUP`, each for a server of its own.
+    """
+
+    def __init__(self, transport: str, *faults: str) -> None:
+        self.servers = [ServerProcess(transport, {"SHUTDOWN_GRACE_S": 0}, {CLEANUP: fault}) for fault in faults]
+        self._thread = threading.Thread(target=self._stop, daemon=True)
+        self._thread.start()
+
+    def _stop(self) -> None:
+        for server in self.servers:
+            wait_for(server, "ready")
+            server.process.terminate()
+
+    def ended_by_force_after(self, *, limit_s: float) -> list[float]:
+        """Wait for their end; the seconds that each one took between the signal and its last line."""
+        self._thread.join()
+        durations = []
+        for server in self.servers:
+            assert server.exit_code(within_s=limit_s) == 1
+            last = wait_for(server, "ended by force: the orderly stop took too long", reason="SIGTERM")
+            begin, end = (datetime.fromisoformat(line["time"]) for line in (wait_for(server, "stopping"), last))
+            durations.append((end - begin).total_seconds())
+        return durations
+
+    def close(self) -> None:
+        """Kill what is left."""
+        for server in self.servers:
+            with server:
+                pass
 
 
 def text_of(result: CallToolResult) -> str:
