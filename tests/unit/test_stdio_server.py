@@ -20,6 +20,7 @@ import anyio.to_thread
 import pytest
 from mcp.shared.message import SessionMessage
 from mcp_types import JSONRPCError, JSONRPCMessage, JSONRPCNotification, JSONRPCRequest, JSONRPCResponse
+from reliability import stdio_server
 from reliability.shutdown import Shutdown
 from reliability.stdio_server import EOF_GRACE_S, Inbox, Outbox
 from reliability.stdio_wire import Wire
@@ -156,6 +157,7 @@ async def test_r4_a_strange_cancellation_is_passed_on_and_costs_nothing(ends: En
     ends.request(7)
     assert isinstance(await received(ends), JSONRPCNotification)
     assert isinstance(await received(ends), JSONRPCRequest)
+    await ends.outbox.send_message(answer(7))
     assert ends.inbox._room._used == 0
 
 
@@ -173,25 +175,55 @@ async def test_r4_an_unexpected_failure_of_the_reader_stops_the_server_instead_o
     assert "reading failed" in caplog.text
 
 
-async def test_r7_a_flood_waits_in_the_client_s_pipe_and_not_in_memory(ends: Ends) -> None:
-    ends.inbox.start()
-    line = _line({"jsonrpc": "2.0", "id": 1, "method": "x", "params": {"x": "x" * 900}})
+@pytest.fixture
+def narrow(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> Ends:
+    """The same with room for 20 small requests."""
+    monkeypatch.setattr(stdio_server, "_ITEM_BYTES", 1_000)
+    ends.inbox._room._limit = 20 * 1_100
+    return ends
+
+
+async def test_r7_a_flood_waits_in_the_client_s_pipe_and_not_in_memory(narrow: Ends) -> None:
+    narrow.inbox.start()
     total = 200
 
     def flood() -> None:
-        for _ in range(total):
-            os.write(ends.client_out, line)
+        for number in range(total):
+            narrow.request(number)
 
     writer = threading.Thread(target=flood)
     writer.start()
-    taken = 0
-    while taken < total:
-        await received(ends)
-        taken += 1
-        assert ends.inbox._room._used <= 2 * MAX_BYTES
-        assert sum(size for _, size in ends.inbox._received) <= 2 * MAX_BYTES
+    for number in range(total):
+        await received(narrow)
+        assert narrow.inbox._room._used <= narrow.inbox._room._limit
+        await narrow.outbox.send_message(answer(number))
+        await narrow.read_lines(1)
     await anyio.to_thread.run_sync(writer.join)
-    assert ends.inbox._room._used == 0
+    assert narrow.inbox._room._used == 0
+
+
+async def test_r7_requests_that_nobody_answers_stop_the_reading(narrow: Ends) -> None:
+    narrow.inbox.start()
+    for number in range(40):
+        narrow.request(number)
+    taken = [await received(narrow) for _ in range(18)]
+    with anyio.move_on_after(0.3):
+        while True:
+            taken.append((await narrow.inbox.receive()).message)  # type: ignore[union-attr]
+    assert 18 <= len(taken) <= 22
+    for number in range(40):
+        narrow.outbox.forget(number)  # answered or given up: the rest may come
+    assert isinstance(await received(narrow), JSONRPCRequest)
+
+
+async def test_r31_the_end_of_input_is_noticed_even_while_nothing_is_read(narrow: Ends) -> None:
+    narrow.inbox.start()
+    for number in range(40):
+        narrow.request(number)
+    narrow.close(narrow.client_out)
+    with anyio.fail_after(5):
+        await narrow.shutdown.requested.wait()
+    assert narrow.shutdown.reason == "the client closed stdin"
 
 
 async def test_r31_the_end_of_input_asks_for_a_stop_after_everything_was_delivered(ends: Ends) -> None:

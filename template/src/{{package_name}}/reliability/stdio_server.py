@@ -14,7 +14,7 @@ import os
 import select
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from types import TracebackType
 from typing import Any, NoReturn, Self
@@ -38,6 +38,9 @@ _CHUNK_BYTES = 65_536
 _ATOMIC_BYTES = getattr(select, "PIPE_BUF", 512)
 """A pipe that polls writable takes this many bytes without blocking."""
 _SLICE_MS = 100
+_ITEM_BYTES = 16_384
+"""What one queued message or open request costs beside its own bytes, amply counted."""
+_MIN_ROOM_BYTES = 20_000_000
 _STREAM_METHODS = frozenset({"subscriptions/listen"})
 """Requests that stay open for the whole session; a shutdown does not wait for them."""
 
@@ -89,7 +92,9 @@ class Outbox:
         self._fd = fd
         self._shutdown = shutdown
         self._lock = anyio.Lock(fast_acquire=True)
-        self._unanswered: set[int | str] = set()
+        self._unanswered: dict[int | str, int] = {}
+        self.on_settled: Callable[[int], None] = lambda _: None
+        """Called with the size of a request that is answered or given up."""
         self._abandoned = False
         self._answered = asyncio.Event()
         self._answered.set()
@@ -98,15 +103,15 @@ class Outbox:
             self._poll = select.poll()
             self._poll.register(fd, select.POLLOUT)
 
-    def expect_answer(self, request_id: int | str) -> None:
-        """A request has arrived that a shutdown should wait for."""
-        self._unanswered.add(request_id)
+    def expect_answer(self, request_id: int | str, size: int) -> None:
+        """A request of `size` bytes has arrived that a shutdown should wait for."""
+        self._unanswered[request_id] = self._unanswered.get(request_id, 0) + size
         self._answered.clear()
 
     def forget(self, request_id: object) -> None:
         """The request is answered, or its client has given it up."""
         if isinstance(request_id, int | str):
-            self._unanswered.discard(request_id)
+            self.on_settled(self._unanswered.pop(request_id, 0))
         if not self._unanswered:
             self._answered.set()
 
@@ -180,7 +185,8 @@ class Inbox:
         self._arrived = asyncio.Event()
         self._ended = False
         self.at_end = False
-        self._room = _ByteBudget(2 * max_message_bytes)
+        self._room = _ByteBudget(max(2 * max_message_bytes, _MIN_ROOM_BYTES))
+        outbox.on_settled = self._room.give_back
         self._poll = None
         if hasattr(select, "poll"):
             self._poll = select.poll()
@@ -210,15 +216,16 @@ class Inbox:
                 self._arrived.clear()
                 await self._arrived.wait()
             item, size = self._received.popleft()
-            self._room.give_back(size)
             if isinstance(item, SessionMessage):
+                if not _is_awaited(item.message):  # the room of a request is given back with its answer
+                    self._room.give_back(size)
                 return item
             await self._outbox.send_message(item)
+            self._room.give_back(size)
 
-    def _note(self, message: JSONRPCMessage) -> None:
-        if isinstance(message, JSONRPCRequest):
-            if message.method not in _STREAM_METHODS:
-                self._outbox.expect_answer(message.id)
+    def _note(self, message: JSONRPCMessage, size: int) -> None:
+        if isinstance(message, JSONRPCRequest) and _is_awaited(message):
+            self._outbox.expect_answer(message.id, size)
         elif isinstance(message, JSONRPCNotification) and message.method == "notifications/cancelled":
             self._outbox.forget((message.params or {}).get("requestId"))
 
@@ -255,14 +262,20 @@ class Inbox:
         return chunk
 
     def _deliver(self, item: SessionMessage | JSONRPCError, size: int) -> None:
-        self._room.take(size)
-        self._loop.call_soon_threadsafe(self._append, item, size)
+        while not self._room.take(size + _ITEM_BYTES, timeout_s=_SLICE_MS / 1000):
+            self._notice_end_of_input()
+        self._loop.call_soon_threadsafe(self._append, item, size + _ITEM_BYTES)
+
+    def _notice_end_of_input(self) -> None:
+        """Nothing is read while there is no room, so that the end of input would not be seen either."""
+        if self._poll and any(fd == self._wire.read_fd and event & select.POLLHUP for fd, event in self._poll.poll(0)):
+            self._shutdown.request("the client closed stdin", grace_s=EOF_GRACE_S, cleanup_s=_EOF_CLEANUP_S)
 
     def _append(self, item: SessionMessage | JSONRPCError, size: int) -> None:
         if self._ended:
             return
         if isinstance(item, SessionMessage):
-            self._note(item.message)  # not when it is taken: a shutdown must not overlook what is still queued
+            self._note(item.message, size)  # not when it is taken: a shutdown must not overlook what is still queued
         self._received.append((item, size))
         self._arrived.set()
 
@@ -287,18 +300,24 @@ class Inbox:
         await self.aclose()
 
 
+def _is_awaited(message: JSONRPCMessage) -> bool:
+    """Whether a shutdown waits for the answer to it."""
+    return isinstance(message, JSONRPCRequest) and message.method not in _STREAM_METHODS
+
+
 class _ByteBudget:
-    """Makes the reader wait while too many bytes are queued, so that a flood stays in the client's pipe."""
+    """Makes the reader wait while too much is queued or unanswered, so that a flood stays in the client's pipe."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._used = 0
         self._freed = threading.Condition()
 
-    def take(self, size: int) -> None:
+    def take(self, size: int, *, timeout_s: float) -> bool:
         with self._freed:
-            self._freed.wait_for(lambda: self._used == 0 or self._used + size <= self._limit)
-            self._used += size
+            fits = self._freed.wait_for(lambda: self._used == 0 or self._used + size <= self._limit, timeout_s)
+            self._used += size if fits else 0
+            return fits
 
     def give_back(self, size: int) -> None:
         with self._freed:
