@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
 import anyio
@@ -72,17 +73,21 @@ def call(tool: str, **arguments: object) -> bytes:
     return json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}).encode()
 
 
-def raw_call(port: int, tool: str, **arguments: object) -> socket.socket:
-    """A connection over which a call was sent, and nothing read."""
-    connection = socket.create_connection(("127.0.0.1", port))
-    body = call(tool, **arguments)
+def request(port: int, body: bytes) -> bytes:
+    """A whole request, as it goes over a connection."""
     lines = [
         "POST /mcp HTTP/1.1",
         f"host: 127.0.0.1:{port}",
         f"content-length: {len(body)}",
         *(f"{k}: {v}" for k, v in HEADERS.items()),
     ]
-    connection.sendall("".join(f"{line}\r\n" for line in [*lines, ""]).encode() + body)
+    return "".join(f"{line}\r\n" for line in [*lines, ""]).encode() + body
+
+
+def raw_call(port: int, tool: str, **arguments: object) -> socket.socket:
+    """A connection over which a call was sent, and nothing read."""
+    connection = socket.create_connection(("127.0.0.1", port))
+    connection.sendall(request(port, call(tool, **arguments)))
     return connection
 
 
@@ -231,6 +236,23 @@ def test_an_oversize_body_is_refused(shared: Shared, chunked: bool) -> None:  # 
     response = shared.http.post(shared.url, content=iter([body[:50], body[50:]]) if chunked else body, headers=HEADERS)
     assert response.status_code == 413
     assert shared.alive()
+
+
+def test_the_connection_of_a_refused_body_stays_in_step(shared: Shared) -> None:  # R7
+    """The refusal comes before the body: what still arrives of that is not taken for another request."""
+    refused, wanted = (
+        request(shared.port, call("echo", text="x" * 300_000)),
+        request(shared.port, call("echo", text="next")),
+    )
+    with socket.create_connection(("127.0.0.1", shared.port), timeout=10) as connection:
+        connection.sendall(refused[:50_000])
+        answer = connection.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 413")
+        with suppress(ConnectionError):  # closing it would be right as well
+            connection.sendall(refused[50_000:] + wanted)
+            while b"next" not in answer and (more := connection.recv(65536)):
+                answer += more
+    assert b"HTTP/1.1 400" not in answer
 
 
 @pytest.mark.parametrize(

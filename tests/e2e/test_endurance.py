@@ -108,21 +108,20 @@ def test_thirty_thousand_calls(server: Any) -> None:  # R60
 
 
 def test_two_thousand_cancellations(server: Any) -> None:  # R46
-    """Some reach a running call, some a waiting one, some one that is just answered: no place may be lost."""
+    """Some reach a running call, some one that has not begun, some one that is just answered: no place may be lost."""
     numbers = random.Random(SEED)  # noqa: S311 - repeatable
+    long_calls = 10
     for round_number in range(40):
-        for number in range(50):
-            tool = numbers.choice(["sleep", "echo_in_thread", "echo"])
-            arguments = {"seconds": numbers.random() / 50} if tool == "sleep" else {"text": "x"}
-            server.call(f"{round_number}-{number}", tool, **arguments)
-        for number in numbers.sample(range(50), 50):
-            server.send(
-                {
-                    "jsonrpc": "2.0",
-                    "method": "notifications/cancelled",
-                    "params": {"requestId": f"{round_number}-{number}"},
-                }
-            )
+        names = [f"{round_number}-{number}" for number in range(50)]
+        for number, name in enumerate(names):
+            if number < long_calls:
+                server.call(name, "sleep", seconds=600)
+            else:
+                server.call(name, numbers.choice(["echo_in_thread", "echo"]), text="x")
+        while round_number % 2 and report(server)["calls_in_flight"] < long_calls:
+            pass  # every second time all long calls run before they are cancelled
+        for name in numbers.sample(names, len(names)):
+            server.send({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": name}})
     assert server.alive()
     after = report(server)
     assert (after["calls_in_flight"], after["calls_queued"]) == (0, 0)
@@ -130,8 +129,9 @@ def test_two_thousand_cancellations(server: Any) -> None:  # R46
     figures = server.answer("metrics")["result"]["structuredContent"]["calls"]
     by_name = {series["name"]: series for series in figures}
     assert sum(by_name[name]["in_flight"] for name in ("sleep", "echo", "echo_in_thread")) == 0
-    assert sum(by_name[name]["cancelled"] for name in ("sleep", "echo", "echo_in_thread")) > 100
-    assert sum(by_name[name]["error"] for name in ("sleep", "echo", "echo_in_thread")) == 0
+    failed = [by_name[name][kind] for name in ("sleep", "echo", "echo_in_thread") for kind in ("error", "tool_error")]
+    assert sum(failed) == 0  # but some may be refused: only 16 calls of a synchronous tool run or wait at once
+    assert by_name["sleep"]["cancelled"] >= 20 * long_calls
 
 
 def test_three_thousand_hostile_bodies(helpers: Any) -> None:  # R4, R7
