@@ -12,7 +12,7 @@ import anyio
 import pytest
 from mcp.server.mcpserver.exceptions import ResourceNotFoundError
 from mcp.shared.exceptions import MCPError
-from reliability.deadline import remaining_s
+from reliability.deadlines import remaining_s
 from reliability.errors import DeadlineExceeded, Overloaded, ShuttingDown, ToolFailure
 from reliability.load_shedding import LoadShedder
 from reliability.logs import JsonFormatter, log_context

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .configuration import ConfigurationError, load_settings, unknown_variables
-    from .deadline import deadline, remaining_s
+    from .deadlines import deadline, remaining_s
     from .declarations import prompt, resource, tool
     from .errors import DeadlineExceeded, Overloaded, ReliabilityError, ShuttingDown, ToolFailure
     from .health import Check, Unhealthy, memory_check
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "configuration": ("ConfigurationError", "load_settings", "unknown_variables"),
-    "deadline": ("deadline", "remaining_s"),
+    "deadlines": ("deadline", "remaining_s"),
     "declarations": ("prompt", "resource", "tool"),
     "errors": ("DeadlineExceeded", "Overloaded", "ReliabilityError", "ShuttingDown", "ToolFailure"),
     "health": ("Check", "Unhealthy", "memory_check"),

@@ -21,10 +21,9 @@ from typing import Any, NoReturn, cast
 import anyio
 import uvicorn
 from mcp.server.transport_security import TransportSecuritySettings
-from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from .http_requests import HANG_UP, RequestGate
 from .probes import add_probes
 from .server import ReliableServer
 from .shutdown import Shutdown, end_process
@@ -37,8 +36,6 @@ _REQUEST_TIMEOUT_S = 20.0
 """Time from a request's first byte to its last, and from a connection's beginning to its first request."""
 _SESSION_IDLE_S = 300.0
 _DEFAULT_PORT = 80
-_HANG_UP = "reliability.hang_up"
-"""Key in a request's ASGI scope: what to call when its client is gone."""
 _BACKLOG = 2048
 _MAX_HEAD_BYTES = 65_536
 
@@ -99,15 +96,21 @@ async def _serve(server: ReliableServer[Any], options: HttpOptions, listener: so
             allowed_origins=options.allowed_origins,
         ),
     )
-    requests = CancellableRequests(app, stateless=options.stateless)
+    gate = RequestGate(
+        app,
+        path=PATH,
+        stateless=options.stateless,
+        max_request_bytes=options.max_request_bytes,
+        max_connections=options.max_connections,
+        connections=lambda: len(http.server_state.connections),
+    )
     config = uvicorn.Config(
-        requests,
+        gate,
         http=ImpatientProtocol,
         log_config=None,
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        limit_concurrency=options.max_connections,
         timeout_graceful_shutdown=max(1, round(options.grace_s)),
     )
     http = _Server(config)
@@ -116,9 +119,11 @@ async def _serve(server: ReliableServer[Any], options: HttpOptions, listener: so
     async def stop_when_asked() -> None:
         await shutdown.requested.wait()
         server.drain()
-        requests.end_streams()
+        gate.end_streams()
         http.should_exit = True
 
+    if _is_wildcard(options.host) and not options.allowed_hosts:
+        logger.warning("only loopback Host headers are accepted; name others in the setting HTTP_ALLOWED_HOSTS")
     with shutdown.watching():
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(stop_when_asked)
@@ -177,49 +182,6 @@ def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-class CancellableRequests:
-    """Ends a request whose client has hung up (R46), and the streams opened with GET when the server stops.
-
-    Such streams are refused where they could carry nothing.
-
-    Args:
-        app: The SDK's application.
-        stateless: There are no sessions, so that nothing could ever be sent on a stream.
-    """
-
-    def __init__(self, app: ASGIApp, *, stateless: bool) -> None:
-        self._app = app
-        self._stateless = stateless
-        self._streams: set[anyio.CancelScope] = set()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
-        if scope["type"] != "http" or scope["path"] != PATH:
-            await self._app(scope, receive, send)
-        elif scope["method"] == "GET" and self._stateless:
-            refusal = PlainTextResponse("Without sessions there are no streams.", 405, {"Allow": "POST"})
-            await refusal(scope, receive, send)
-        else:
-            await self._serve(scope, receive, send)
-
-    def end_streams(self) -> None:
-        """End all open streams."""
-        for stream in self._streams:
-            stream.cancel()
-
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with anyio.CancelScope() as request:
-            scope[_HANG_UP] = request.cancel
-            if scope["method"] == "GET":
-                self._streams.add(request)
-            try:
-                await self._app(scope, receive, send)
-            finally:
-                self._streams.discard(request)
-        if request.cancelled_caught:
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
 class _Server(uvicorn.Server):
     """Leaves the signals to `Shutdown`; uvicorn would act on them too, and raise them again at the end."""
 
@@ -233,6 +195,7 @@ class ImpatientProtocol(HttpToolsProtocol):
     """Closes a connection whose request does not arrive in time or has endless headers; uvicorn would wait for ever."""
 
     _deadline: asyncio.TimerHandle | None = None
+    _is_in_head = False
     _head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -243,24 +206,32 @@ class ImpatientProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """The deadline stands until the request is complete, however many pieces it comes in."""
         super().data_received(data)
-        if self.cycle is None or self.cycle.response_complete:
+        if self._is_in_head:
             self._head_bytes += len(data)
             if self._head_bytes > _MAX_HEAD_BYTES and not self.transport.is_closing():
                 self.send_400_response("The request's headers are too large.")
-        else:
-            self._head_bytes = 0
         incomplete = self.cycle is None or self.cycle.response_complete or self.cycle.more_body
         if not incomplete:
             self._stop_waiting()
         elif self._deadline is None:
             self._await_client()
 
+    def on_message_begin(self) -> None:
+        """Headers are counted from here on."""
+        self._is_in_head, self._head_bytes = True, 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """And up to here: what follows is the body."""
+        self._is_in_head = False
+        super().on_headers_complete()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing is left to wait for, and nobody waits for the answer any more."""
         self._stop_waiting()
         super().connection_lost(exc)
-        if self.cycle is not None and not self.cycle.response_complete and _HANG_UP in self.cycle.scope:
-            cast("dict[str, Any]", self.cycle.scope)[_HANG_UP]()
+        if self.cycle is not None and not self.cycle.response_complete and HANG_UP in self.cycle.scope:
+            cast("dict[str, Any]", self.cycle.scope)[HANG_UP]()
 
     def on_response_complete(self) -> None:
         """Between two requests the keep-alive limit applies, not this one."""

@@ -19,8 +19,9 @@ from mcp.server.mcpserver.exceptions import ResourceNotFoundError
 from mcp.shared.exceptions import MCPError
 
 from .cancellation import is_cancelled
-from .deadline import deadline
+from .deadlines import deadline
 from .errors import DeadlineExceeded, Overloaded, ToolFailure
+from .health import Check, Unhealthy
 from .load_shedding import LoadShedder
 from .logs import log_context
 from .metrics import CallMetrics, Outcome
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 _process = secrets.token_hex(4)
 _numbers = itertools.count(1)
+_ALLOWANCE_S = 1.0
 _admitted: ContextVar[bool] = ContextVar("admitted", default=False)
 """A call within a call (a tool that reads a resource) shares its place; waiting for a second one could be for ever."""
 
@@ -60,6 +62,12 @@ class Pipeline:
         self.metrics = metrics
         self.load_shedder = load_shedder
         self._clock = clock
+        self._due: dict[str, float] = {}
+
+    def overdue(self) -> int:
+        """Calls that were cancelled at their deadline and have not ended: their tools swallow the cancellation."""
+        latest = self._clock() - _ALLOWANCE_S
+        return sum(due < latest for due in self._due.values())
 
     async def run(
         self,
@@ -85,6 +93,7 @@ class Pipeline:
         context = log_context.set({"request_id": call.request_id, "tool": call.name, "reference": call.reference})
         self.metrics.started(call.name)
         started = self._clock()
+        self._due[call.reference] = started + call.timeout_s
         outcome = Outcome.ERROR
         try:
             with deadline(call.timeout_s):
@@ -110,6 +119,7 @@ class Pipeline:
             logger.exception("call failed unexpectedly")
             raise
         finally:
+            del self._due[call.reference]
             duration_s = self._clock() - started
             self.metrics.finished(call.name, outcome, duration_s)
             if logger.isEnabledFor(logging.INFO):
@@ -124,3 +134,15 @@ class Pipeline:
         finally:
             _admitted.reset(token)
             self.load_shedder.release()
+
+
+def overdue_check(pipeline: Pipeline) -> Check:
+    """Degraded while tools ignore the end of their deadline: nothing but a restart frees their places."""
+
+    async def probe() -> str:
+        overdue = pipeline.overdue()
+        if overdue:
+            raise Unhealthy(f"{overdue} calls go on after their deadline: their tools swallow the cancellation")
+        return "every call ends in time"
+
+    return Check(name="calls", probe=probe, critical=False)

@@ -48,7 +48,7 @@ from .masking import (
 )
 from .metrics import CallMetrics, CallStatistics, Outcome
 from .output_limit import limit_output, refuse_oversize, size_of_block, size_of_text
-from .pipeline import Call, Pipeline
+from .pipeline import Call, Pipeline, overdue_check
 from .worker_threads import WorkerThreads
 
 logger = logging.getLogger(__name__)
@@ -131,6 +131,7 @@ class ReliableServer(MCPServer[AppT], Generic[AppT]):
         for check in checks:
             self.health.add(check)
         self._pipeline = Pipeline(metrics=self.metrics, load_shedder=self.load_shedder)
+        self.health.add(overdue_check(self._pipeline))
         self._timeouts_s: dict[str, float] = {}
         self._names: dict[str, set[str]] = {"tool": set(), "resource": set(), "prompt": set()}
         self._open = lifespan
@@ -152,7 +153,7 @@ class ReliableServer(MCPServer[AppT], Generic[AppT]):
         """
         for found in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
             module = import_module(found.name)
-            for value in vars(module).values():
+            for value in list(vars(module).values()):  # registering may add names to it
                 if inspect.isfunction(value) and value.__module__ == module.__name__:
                     self.register(value)
 

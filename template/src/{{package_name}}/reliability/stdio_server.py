@@ -15,6 +15,7 @@ import select
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from types import TracebackType
 from typing import Any, NoReturn, Self
@@ -220,7 +221,8 @@ class Inbox:
                 if not _is_awaited(item.message):  # the room of a request is given back with its answer
                     self._room.give_back(size)
                 return item
-            await self._outbox.send_message(item)
+            with suppress(anyio.BrokenResourceError):  # the end is on its way already
+                await self._outbox.send_message(item)
             self._room.give_back(size)
 
     def _note(self, message: JSONRPCMessage, size: int) -> None:
@@ -264,7 +266,8 @@ class Inbox:
     def _deliver(self, item: SessionMessage | JSONRPCError, size: int) -> None:
         while not self._room.take(size + _ITEM_BYTES, timeout_s=_SLICE_MS / 1000):
             self._notice_end_of_input()
-        self._loop.call_soon_threadsafe(self._append, item, size + _ITEM_BYTES)
+        with suppress(RuntimeError):  # the loop has closed: nobody is served any more
+            self._loop.call_soon_threadsafe(self._append, item, size + _ITEM_BYTES)
 
     def _notice_end_of_input(self) -> None:
         """Nothing is read while there is no room, so that the end of input would not be seen either."""

@@ -54,8 +54,8 @@ def claim_wire(name: str) -> Wire:
     _enlarge(write_end)
     _divert(1, write_end)
     threading.Thread(target=_log_output, args=(log_end,), name="stray-output", daemon=True).start()
-    if sys.stdout is not None and hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
+    # A new object, because the old one may still believe that it writes to a file with a position.
+    sys.stdout = open(1, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
     return wire
 
 

@@ -8,7 +8,7 @@ import time
 import anyio
 import anyio.to_thread
 import pytest
-from reliability.deadline import deadline, remaining_s
+from reliability.deadlines import deadline, remaining_s
 from reliability.errors import DeadlineExceeded
 
 pytestmark = pytest.mark.anyio
