@@ -302,7 +302,8 @@ def test_too_many_connections_are_refused() -> None:  # R59
         for connection in held:
             connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
             connection.recv(65536)
-        assert httpx2.get(f"http://127.0.0.1:{port}/livez").status_code == 503
+        assert httpx2.post(f"http://127.0.0.1:{port}/mcp", json={}).status_code == 503
+        assert httpx2.get(f"http://127.0.0.1:{port}/livez").status_code == 200  # R13: busy is not dead
         for connection in held:
             connection.close()
         until = time.monotonic() + 5
