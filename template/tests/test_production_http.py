@@ -307,7 +307,7 @@ def test_too_many_connections_are_refused() -> None:  # R59
         for connection in held:
             connection.close()
         until = time.monotonic() + 5
-        while httpx2.get(f"http://127.0.0.1:{port}/livez").status_code != 200:
+        while httpx2.post(f"http://127.0.0.1:{port}/mcp", json={}).status_code == 503:
             assert time.monotonic() < until, "the closed connections still count"
             time.sleep(0.01)
 
