@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import os
 import sys
 from contextlib import contextmanager
@@ -48,6 +49,7 @@ def contestants(directory: Path) -> Iterator[list[Contestant]]:
         quiet=True,
         settings=copier.Settings(),
     )
+    compileall.compile_dir(project / "src", quiet=1)  # as an installation does; some environments forbid it later
     environment = dict(os.environ)
     python = sys.executable
     yield [

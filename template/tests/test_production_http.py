@@ -358,6 +358,18 @@ async def test_a_signal_does_not_wait_for_open_streams() -> None:  # R68
         assert server.log("cleanup is complete")
 
 
+@posix
+def test_a_signal_does_not_wait_for_a_half_sent_request() -> None:  # R68
+    with ServerProcess("http") as server:
+        port = port_of(listening(server))
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            head = f"POST /mcp HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
+            client.sendall(f"{head}Content-Length: 100\r\n\r\nhalf".encode())
+            assert httpx2.get(f"http://127.0.0.1:{port}/livez").status_code == 200  # by now it has been read
+            server.signal(signal.SIGTERM)
+            assert server.exit_code(within_s=5) == 0
+
+
 # ---- start-up ------------------------------------------------------------------------------------------------------
 
 

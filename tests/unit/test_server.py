@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import logging
 import sys
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
 import pytest
+import reliability
 from mcp import Client
 from mcp.server.mcpserver import Context  # noqa: TC002 - the annotations of tools are read
 from mcp.server.mcpserver.exceptions import ResourceError, ToolError
@@ -30,6 +32,7 @@ from tests.unit.support import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
 
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("quiet")]
@@ -675,3 +678,75 @@ async def test_r6_every_call_is_one_log_line_with_its_request_tool_outcome_and_d
     assert (line["tool"], line["outcome"], line["level"]) == ("add", "ok", "info")
     assert line["request_id"]
     assert line["duration_ms"] >= 0
+
+
+async def test_r64_a_tool_that_is_registered_as_with_the_sdk_has_the_limits_too(era: Era) -> None:
+    server = make(tool_timeout_s=0.05)
+
+    @server.tool()
+    async def endless() -> str:
+        await anyio.sleep_forever()
+        return ""
+
+    @server.prompt()
+    async def ask() -> str:
+        return "why?"
+
+    async with Client(server, mode=era) as client:
+        result = await client.call_tool("endless", {})
+        assert result.is_error
+        assert (result.meta or {})[ERROR_META]["kind"] == "timeout"
+        assert (await client.get_prompt("ask")).messages
+    assert [s.timeout for s in server.metrics.statistics() if s.name == "endless"] == [1]
+    with pytest.raises(ValueError, match="Two tools are called 'endless'"):
+        server.tool(name="endless")(endless)
+    with pytest.raises(ValueError, match="Two prompts are called 'ask'"):
+        server.prompt(name="ask")(ask)
+
+
+TOOLS_PACKAGE = {
+    "__init__.py": "from reliability import tool\n@tool()\nasync def in_the_package() -> str:\n    return ''\n",
+    "postponed.py": (
+        "from __future__ import annotations\n"
+        "from mcp.server.mcpserver import Context\nfrom reliability import tool\n"
+        "class App: ...\n"
+        "@tool()\nasync def postponed(ctx: Context[App]) -> str:\n    return ''\n"
+    ),
+    "deeper/__init__.py": "",
+    "deeper/down.py": "from reliability import tool\n@tool()\nasync def down() -> str:\n    return ''\n",
+}
+
+
+async def test_r1_tools_are_found_in_the_package_itself_and_at_every_depth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, source in TOOLS_PACKAGE.items():
+        (tmp_path / "deep_tools" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "deep_tools" / name).write_text(source, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    server = make()
+    server.include(importlib.import_module("deep_tools"))
+    assert {"in_the_package", "postponed", "down"} <= {tool.name for tool in await server.list_tools()}
+
+
+def test_every_exported_name_is_what_its_module_defines() -> None:
+    """A submodule of the same name would take its place as soon as it is imported."""
+    for home, names in reliability._HOMES.items():
+        module = importlib.import_module(f"reliability.{home}")
+        for name in names:
+            assert getattr(reliability, name) is getattr(module, name)
+    assert sorted(reliability.__all__) == sorted(name for names in reliability._HOMES.values() for name in names)
+
+
+async def test_r52_a_reference_that_a_client_sees_is_in_the_log_at_level_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.WARNING)
+    server = make(tool_timeout_s=0.01)
+
+    @server.tool()
+    async def endless() -> None:
+        await anyio.sleep_forever()
+
+    await server.call_tool("endless", {})
+    assert [record.message for record in caplog.records if record.name == "reliability.pipeline"] == ["call"]

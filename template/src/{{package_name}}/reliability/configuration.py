@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BeforeValidator, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsError
@@ -15,6 +15,11 @@ CommaSeparated = Annotated[
     BeforeValidator(lambda v: [item.strip() for item in v.split(",") if item.strip()] if isinstance(v, str) else v),
 ]
 """A setting that is a list: `a.example.com, b.example.com`."""
+
+LogLevel = Annotated[
+    Literal["debug", "info", "warning", "error"], BeforeValidator(lambda v: v.lower() if isinstance(v, str) else v)
+]
+"""A setting that is a level of logging, in upper or lower case."""
 
 SettingsT = TypeVar("SettingsT", bound=BaseSettings)
 

@@ -6,7 +6,8 @@
             await fetch()
 
 The outermost deadline that expires is the one that is reported: a tool can therefore tell its own
-`TimeoutError`s from the end of the call.
+`TimeoutError`s from the end of the call. A deadline asks the work to stop, by cancelling it: code that swallows the
+cancellation goes on, and the health check `calls` reports it.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class RequestGate:
         self._max_connections = max_connections
         self._connections = connections
         self._held_bytes = 0
-        self._streams: set[anyio.CancelScope] = set()
+        self._waiting: set[anyio.CancelScope] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -64,27 +64,32 @@ class RequestGate:
         else:
             await self._serve(scope, receive, send)
 
-    def end_streams(self) -> None:
-        """End all streams that clients have opened with GET, because the server is about to stop."""
-        for stream in self._streams:
-            stream.cancel()
+    def stop_waiting(self) -> None:
+        """End what waits for a client, because the server is about to stop: open streams, and half-sent requests."""
+        for request in self._waiting:
+            request.cancel()
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         with anyio.CancelScope() as request:
             scope[HANG_UP] = request.cancel
-            if scope["method"] == "GET":
-                self._streams.add(request)
+            self._waiting.add(request)
             try:
-                await (self._post if scope["method"] == "POST" else self._app)(scope, receive, send)
+                if scope["method"] == "POST":
+                    await self._post(scope, receive, send, request)
+                else:
+                    await self._app(scope, receive, send)
             finally:
-                self._streams.discard(request)
-        if request.cancelled_caught:
+                self._waiting.discard(request)
+        if request.cancelled_caught and scope["method"] == "POST":
+            await _refusal(503, "The server is shutting down.")(scope, receive, send)
+        elif request.cancelled_caught:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _post(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _post(self, scope: Scope, receive: Receive, send: Send, request: anyio.CancelScope) -> None:
         held = _Body()
         try:
             refusal = await self._read(scope, receive, held) or _refusal_of(scope, bytes(held.data))
+            self._waiting.discard(request)
             await (refusal or self._app)(scope, _replay(bytes(held.data), receive), send)
         finally:
             self._held_bytes -= len(held.data)

@@ -119,7 +119,7 @@ async def _serve(server: ReliableServer[Any], options: HttpOptions, listener: so
     async def stop_when_asked() -> None:
         await shutdown.requested.wait()
         server.drain()
-        gate.end_streams()
+        gate.stop_waiting()
         http.should_exit = True
 
     if _is_wildcard(options.host) and not options.allowed_hosts:

@@ -32,6 +32,8 @@ T = TypeVar("T")
 _process = secrets.token_hex(4)
 _numbers = itertools.count(1)
 _ALLOWANCE_S = 1.0
+_EXPECTED = frozenset({Outcome.OK, Outcome.TOOL_ERROR, Outcome.CANCELLED})
+"""Outcomes that need nobody's attention; the others show the client a reference, which the log must hold."""
 _admitted: ContextVar[bool] = ContextVar("admitted", default=False)
 """A call within a call (a tool that reads a resource) shares its place; waiting for a second one could be for ever."""
 
@@ -122,8 +124,9 @@ class Pipeline:
             del self._due[call.reference]
             duration_s = self._clock() - started
             self.metrics.finished(call.name, outcome, duration_s)
-            if logger.isEnabledFor(logging.INFO):
-                logger.info("call", extra={"outcome": outcome, "duration_ms": round(duration_s * 1000, 3)})
+            level = logging.INFO if outcome in _EXPECTED else logging.WARNING
+            if logger.isEnabledFor(level):
+                logger.log(level, "call", extra={"outcome": outcome, "duration_ms": round(duration_s * 1000, 3)})
             log_context.reset(context)
 
     async def _admit(self, work: Callable[[], Awaitable[T]]) -> T:

@@ -22,6 +22,7 @@ from mcp.server.lowlevel import Server
 from mcp.server.lowlevel.helper_types import ReadResourceContents
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError
+from mcp.server.mcpserver.prompts import Prompt
 from mcp.shared.exceptions import MCPError
 from mcp_types import (
     INTERNAL_ERROR,
@@ -146,13 +147,13 @@ class ReliableServer(MCPServer[AppT], Generic[AppT]):
         self.health.draining = True
 
     def include(self, package: ModuleType) -> None:
-        """Register everything that the modules of `package` declare with `@tool`, `@resource` and `@prompt`.
+        """Register everything that `package` and the modules below it declare with `@tool`, `@resource`, `@prompt`.
 
         Raises:
             ValueError: A name is taken (R1).
         """
-        for found in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
-            module = import_module(found.name)
+        found = pkgutil.walk_packages(package.__path__, package.__name__ + ".")
+        for module in (package, *(import_module(info.name) for info in found)):
             for value in list(vars(module).values()):  # registering may add names to it
                 if inspect.isfunction(value) and value.__module__ == module.__name__:
                     self.register(value)
@@ -176,7 +177,6 @@ class ReliableServer(MCPServer[AppT], Generic[AppT]):
                     mime_type=declared.mime_type,
                 )(self._in_thread(function, f"The resource {declared.uri!r}"))
             case PromptDeclaration() as declared:
-                self._refuse_duplicate("prompt", declared.name)
                 self.prompt(declared.name, declared.title, inspect.getdoc(function))(
                     self._in_thread(function, f"The prompt {declared.name!r}")
                 )
@@ -184,10 +184,8 @@ class ReliableServer(MCPServer[AppT], Generic[AppT]):
                 pass
 
     def _register_tool(self, function: Callable[..., Any], declared: ToolDeclaration) -> None:
-        self._refuse_duplicate("tool", declared.name)
         returns = inspect.get_annotations(function, eval_str=True).get("return")
         self._timeouts_s[declared.name] = min(declared.timeout_s or float("inf"), self.limits.tool_timeout_s)
-        self.metrics.register(declared.name)
         self.add_tool(
             self._in_thread(function, f"The tool {declared.name!r}", declared.max_threads),
             name=declared.name,
@@ -201,6 +199,26 @@ class ReliableServer(MCPServer[AppT], Generic[AppT]):
             ),
             structured_output=False if returns is str else None,  # the SDK would send a plain text twice
         )
+
+    def add_tool(self, fn: Callable[..., Any], name: str | None = None, *args: Any, **kwargs: Any) -> None:
+        """As in `MCPServer`, for tools without a declaration; they get the limits, too.
+
+        Raises:
+            ValueError: The name is taken (R1).
+        """
+        name = name or fn.__name__
+        self._refuse_duplicate("tool", name)
+        self.metrics.register(name)
+        super().add_tool(self._in_thread(fn, f"The tool {name!r}"), name, *args, **kwargs)
+
+    def add_prompt(self, prompt: Prompt) -> None:
+        """As in `MCPServer`.
+
+        Raises:
+            ValueError: The name is taken (R1).
+        """
+        self._refuse_duplicate("prompt", prompt.name)
+        super().add_prompt(prompt)
 
     def _in_thread(self, function: Callable[..., Any], what: str, max_threads: int = 8) -> Callable[..., Any]:
         if inspect.iscoroutinefunction(function):

@@ -13,6 +13,7 @@ import os
 import select
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +24,10 @@ from typing import NoReturn
 from .logs import flush_logs
 
 logger = logging.getLogger(__name__)
+
+STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM]
+if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it on purpose
+    STOP_SIGNALS.append(signal.SIGHUP)
 
 CLEANUP_S = 5.0
 """Time for the lifespan's cleanup after the last call has ended, in seconds."""
@@ -79,10 +84,10 @@ class Shutdown:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Listen for SIGINT and SIGTERM while the body runs. Only for the main thread."""
+        """Listen for `STOP_SIGNALS` while the body runs. Only for the main thread."""
         receive, send = socket.socketpair()
         send.setblocking(False)
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in STOP_SIGNALS:
             signal.signal(number, _noted_by_the_wakeup_fd)
         signal.set_wakeup_fd(send.fileno(), warn_on_full_buffer=False)
         threading.Thread(target=self._watch, args=(receive,), name="shutdown-watcher", daemon=True).start()
@@ -100,7 +105,7 @@ class Shutdown:
                 self._end_by_force()
 
     def _on_signal(self, number: int) -> None:
-        if number not in (signal.SIGINT, signal.SIGTERM):
+        if number not in STOP_SIGNALS:
             return
         now = time.monotonic()
         if number == signal.SIGINT and now > self._interrupted_at + _DELIBERATE_S:
