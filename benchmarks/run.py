@@ -109,7 +109,7 @@ def pipeline_cost(server: Contestant) -> None:
     output = subprocess.run(
         [sys.executable, script, "bench_server"], env=server.environment, check=True, capture_output=True, text=True
     )
-    print(f"\nPipeline around one call (metrics, log context, deadline, load shedding): {output.stdout.strip()} us")
+    print(f"\nPipeline around one call (metrics, log context, deadline, load shedding): {output.stdout.strip()}")
 
 
 def soak(server: Contestant, calls: int) -> None:

@@ -38,7 +38,7 @@ _admitted: ContextVar[bool] = ContextVar("admitted", default=False)
 """A call within a call (a tool that reads a resource) shares its place; waiting for a second one could be for ever."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Call:
     """One call on its way. `reference` finds its log lines: it is shown to the client when the call fails (R52)."""
 
