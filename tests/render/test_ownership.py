@@ -121,7 +121,7 @@ def edit_own_files(project: Path) -> None:
 
 
 def edit_shared_files(project: Path) -> None:
-    change(project, "pyproject.toml", '(    "pydantic-settings.*\n)', r'\1    "httpx2>=2,<3",\n')
+    change(project, "pyproject.toml", '(    "pydantic.*\n)', r'\1    "httpx2>=2,<3",\n')
     change(project, "pyproject.toml", '(    "mypy.*\n)', r'\1    "pytest-cov>=7,<8",\n')
     append(project, "pyproject.toml", '\n[tool.coverage.run]\nsource = ["my_server"]\n')
     change(project, "README.md", r"^Tools for language models.*$", "Looks after the garden.")
@@ -138,7 +138,7 @@ def test_an_untouched_project_becomes_the_next_release(project: Path) -> None:
     assert_clean(project)
     assert read(project, "pyproject.toml").count('"mcp>=2.4,<3"') == 1
     assert "timeout-minutes: 20" in read(project, ".github/workflows/ci.yml")
-    assert read(project, "src/my_server/reliability/deadline.py").endswith("# second release\n")
+    assert read(project, "src/my_server/reliability/deadlines.py").endswith("# second release\n")
     assert (project / "src/my_server/reliability/added_later.py").exists()
     assert read(project, "tests/test_production.py").endswith("# second release\n")
     assert answers_of(project)["_commit"] == SECOND
@@ -156,7 +156,7 @@ def test_files_of_the_owner_are_never_touched_resurrected_or_deleted(edited: Edi
 
 
 def test_files_of_the_template_are_replaced(edited: Edited) -> None:
-    assert read(edited.project, "src/my_server/reliability/deadline.py").endswith("# second release\n")
+    assert read(edited.project, "src/my_server/reliability/deadlines.py").endswith("# second release\n")
     assert read(edited.project, "tests/test_production.py").endswith("# second release\n")
 
 
@@ -263,13 +263,13 @@ def second_release(repository: Path) -> None:
     for pattern in (
         "tests/test_tools.py*",
         "tests/test_production.py*",
-        "src/*/reliability/deadline.py",
+        "src/*/reliability/deadlines.py",
     ):
         (path,) = template.glob(pattern)
         write(path, path.read_text(encoding="utf-8") + "# second release\n")
     write(template / "src/{{package_name}}/reliability/added_later.py", "# second\n")
     change(template, "pyproject.toml.jinja", "mcp>=2.3", "mcp>=2.4")
-    change(template, "pyproject.toml.jinja", '(    "mcp.*\n)', r'\1    "stamina>=26,<27",\n')
+    change(template, "pyproject.toml.jinja", r"(dependencies = \[\n)", r'\1    "stamina>=26,<27",\n')
     change(template, "pyproject.toml.jinja", r"ruff>=\d.*,<[\d.]+", "ruff>=0.18,<0.19")
     change(template, ".github/workflows/ci.yml", "timeout-minutes: 15", "timeout-minutes: 20")
     change(template, "README.md.jinja", "uv run pytest", "uv run pytest --durations=5")

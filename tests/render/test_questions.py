@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from tests.render.conftest import Renderer
 
-RUNTIME = ("mcp", "httptools", "pydantic-settings", "uvicorn")
+RUNTIME = ("mcp", "anyio", "httptools", "pydantic", "uvicorn")
 
 
 @pytest.fixture(scope="session")
@@ -82,7 +82,7 @@ def test_the_number_of_the_questionnaire_is_recorded_and_computed_values_are_not
         ({"project_name": "my-server\n"}, "must be lower case"),
         ({"project_name": ""}, "must be lower case"),
         ({"project_name": "a" * 51}, "has 51 characters; 50 are the limit"),
-        ({"project_name": "pydantic-settings"}, "name of a dependency"),
+        ({"project_name": "pydantic-core"}, "name of a dependency"),
         ({"project_name": "python3"}, "a command, which this project would replace"),
         ({"package_name": "my-server"}, "letters, digits and underscores"),
         ({"package_name": "_private"}, "begin with a letter"),

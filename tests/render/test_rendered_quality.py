@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SETTINGS = """
 import json
 from my_server.settings import Settings
-prefix = Settings.model_config["env_prefix"]
+prefix = Settings.env_prefix
 print(json.dumps({
     prefix.upper() + name.upper(): field.get_default(call_default_factory=True)
     for name, field in Settings.model_fields.items()

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
-from reliability.configuration import CommaSeparated, ConfigurationError, load_settings, unknown_variables
+from reliability.configuration import (
+    CommaSeparated,
+    ConfigurationError,
+    EnvironmentSettings,
+    load_settings,
+    unknown_variables,
+)
 
 
-class Settings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="MY_SERVER_", env_ignore_empty=True, frozen=True, extra="ignore")
+class Settings(EnvironmentSettings):
+    env_prefix: ClassVar[str] = "MY_SERVER_"
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     tool_timeout_s: float = Field(25, gt=0, le=3600)
@@ -80,7 +85,7 @@ def test_r6_a_secret_is_not_shown_even_when_it_is_wrong(monkeypatch: pytest.Monk
 
 def test_a_list_that_is_not_json_is_explained_too(monkeypatch: pytest.MonkeyPatch) -> None:
     (line,) = complaints(monkeypatch, TAGS="a,b")
-    assert "tags" in line
+    assert line == "MY_SERVER_TAGS='a,b' is not valid: it must be a list, written as JSON."
 
 
 @given(value=st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1))
@@ -100,7 +105,7 @@ def test_no_value_makes_anything_but_a_sentence(monkeypatch: pytest.MonkeyPatch,
 
 @pytest.mark.parametrize(
     ("value", "items"),
-    [("a", ["a"]), (" a.example.com , b:80,, ", ["a.example.com", "b:80"]), (",", []), ('["a"]', ['["a"]'])],
+    [("a", ["a"]), (" a.example.com , b:80,, ", ["a.example.com", "b:80"]), (",", []), ('["a"]', ["a"])],
 )
 def test_a_list_is_written_with_commas(monkeypatch: pytest.MonkeyPatch, value: str, items: list[str]) -> None:
     monkeypatch.setenv("MY_SERVER_ALLOWED_HOSTS", value)

@@ -27,7 +27,7 @@ EDITS = [
     (Path("README.md"), "", "\n## Ours\n\nHow we work with it.\n"),
     (Path("README.md"), "# my-server\n", "# my-server, the one of our team\n"),
     (Path("pyproject.toml"), "", "\n[tool.ours]\nanswer = 42\n"),
-    (Path("pyproject.toml"), '"pydantic-settings>=2.10,<3",\n', '"pydantic-settings>=2.10,<3",\n    "idna>=3",\n'),
+    (Path("pyproject.toml"), '"pydantic>=2.12,<3",\n', '"pydantic>=2.12,<3",\n    "idna>=3",\n'),
     (PACKAGE / "settings.py", "", '    our_limit: int = Field(7, description="Ours")\n'),
     (Path(".github/workflows/ci.yml"), "", "      # our step\n      - run: echo ours\n"),
 ]

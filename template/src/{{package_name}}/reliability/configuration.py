@@ -1,17 +1,32 @@
-"""Reads the settings from the environment and explains what is wrong with them."""
+"""Reads the settings from the environment and explains what is wrong with them.
+
+On pydantic alone, which the SDK brings: a library for settings would take longer to import than all of this package.
+"""
 
 from __future__ import annotations
 
 import difflib
+import json
 import os
-from typing import Annotated, Any, Literal, TypeVar
+from contextlib import suppress
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BeforeValidator, ValidationError
-from pydantic_settings import BaseSettings, NoDecode, SettingsError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+
+class EnvironmentSettings(BaseModel):
+    """Base of a class of settings: each field is read from the variable of its name, in upper case after the prefix.
+
+    Subclasses set `env_prefix`. An empty variable counts as none; lists and mappings may be written as JSON.
+    """
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False, validate_default=False)
+
+    env_prefix: ClassVar[str] = ""
+
 
 CommaSeparated = Annotated[
     list[str],
-    NoDecode,
     BeforeValidator(lambda v: [item.strip() for item in v.split(",") if item.strip()] if isinstance(v, str) else v),
 ]
 """A setting that is a list: `a.example.com, b.example.com`."""
@@ -21,7 +36,7 @@ LogLevel = Annotated[
 ]
 """A setting that is a level of logging, in upper or lower case."""
 
-SettingsT = TypeVar("SettingsT", bound=BaseSettings)
+SettingsT = TypeVar("SettingsT", bound=EnvironmentSettings)
 
 
 class ConfigurationError(Exception):
@@ -35,18 +50,33 @@ def load_settings(settings_class: type[SettingsT]) -> SettingsT:
         ConfigurationError: A value is wrong; names the variable, the value and what is allowed.
     """
     try:
-        return settings_class()
+        return settings_class.model_validate(_values(settings_class))
     except ValidationError as error:
         found = error.errors(include_url=False)
         lines = [_explain(settings_class, problem["loc"], problem["input"], problem["msg"]) for problem in found]
         raise ConfigurationError("\n".join(lines)) from None
-    except SettingsError as error:  # a structured value that is not even JSON; the text names the field
-        raise ConfigurationError(f"The environment cannot be read: {error}; a list is written as JSON.") from None
 
 
-def unknown_variables(settings_class: type[BaseSettings]) -> dict[str, str | None]:
+def _values(settings_class: type[EnvironmentSettings]) -> dict[str, object]:
+    """What the environment says, by the names of the fields."""
+    environment = {name.upper(): text for name, text in os.environ.items()}
+    found: dict[str, object] = {}
+    for name in settings_class.model_fields:
+        if text := environment.get(settings_class.env_prefix + name.upper()):
+            found[name] = _decoded(settings_class, name, text)
+    return found
+
+
+def _decoded(settings_class: type[EnvironmentSettings], name: str, text: str) -> object:
+    if text[0] in "[{" and settings_class.model_json_schema()["properties"][name].get("type") in ("array", "object"):
+        with suppress(ValueError):  # the field's own complaint is clearer
+            return json.loads(text)
+    return text
+
+
+def unknown_variables(settings_class: type[EnvironmentSettings]) -> dict[str, str | None]:
     """Variables that carry the prefix but name no setting, each with the nearest setting: probably a typing error."""
-    prefix = settings_class.model_config.get("env_prefix", "")
+    prefix = settings_class.env_prefix
     known = [name.upper() for name in settings_class.model_fields]
     found: dict[str, str | None] = {}
     for variable in sorted(os.environ):
@@ -57,9 +87,11 @@ def unknown_variables(settings_class: type[BaseSettings]) -> dict[str, str | Non
     return found
 
 
-def _explain(settings_class: type[BaseSettings], location: tuple[int | str, ...], value: object, reason: str) -> str:
+def _explain(
+    settings_class: type[EnvironmentSettings], location: tuple[int | str, ...], value: object, reason: str
+) -> str:
     name = str(location[0]) if location else ""
-    variable = f"{settings_class.model_config.get('env_prefix', '')}{name.upper()}"
+    variable = settings_class.env_prefix + name.upper()
     schema = settings_class.model_json_schema()["properties"].get(name, {})
     shown = "(hidden)" if "writeOnly" in str(schema) else repr(value)  # how a schema marks a secret
     allowed = next(filter(None, map(_allowed, [schema, *schema.get("anyOf", [])])), "")
@@ -75,7 +107,13 @@ def _allowed(schema: dict[str, Any]) -> str:
     return " ".join([kind, " and ".join(bounds)]).strip()
 
 
-_KINDS = {"integer": "a whole number", "number": "a number", "boolean": "true or false"}
+_KINDS = {
+    "integer": "a whole number",
+    "number": "a number",
+    "boolean": "true or false",
+    "array": "a list, written as JSON",
+    "object": "a mapping, written as JSON",
+}
 _BOUNDS = {
     "exclusiveMinimum": "greater than",
     "minimum": "at least",

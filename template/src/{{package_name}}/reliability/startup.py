@@ -10,14 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from pydantic_settings import BaseSettings
-
-from .configuration import ConfigurationError, load_settings, unknown_variables
+from .configuration import ConfigurationError, EnvironmentSettings, load_settings, unknown_variables
 from .logs import configure_logging
 from .memory import freeze_startup_objects, return_memory_to_system
 from .shutdown import end_process
 
-SettingsT = TypeVar("SettingsT", bound=BaseSettings)
+SettingsT = TypeVar("SettingsT", bound=EnvironmentSettings)
 logger = logging.getLogger(__name__)
 
 EXIT_CONFIGURATION = 2
