@@ -5,7 +5,6 @@ On pydantic alone, which the SDK brings: a library for settings would take longe
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 from contextlib import suppress
@@ -78,13 +77,15 @@ def unknown_variables(settings_class: type[EnvironmentSettings]) -> dict[str, st
     """Variables that carry the prefix but name no setting, each with the nearest setting: probably a typing error."""
     prefix = settings_class.env_prefix
     known = [name.upper() for name in settings_class.model_fields]
-    found: dict[str, str | None] = {}
-    for variable in sorted(os.environ):
-        name = variable.upper().removeprefix(prefix)
-        if variable.upper().startswith(prefix) and name not in known:
-            nearest = difflib.get_close_matches(name, known, n=1)
-            found[variable] = prefix + nearest[0] if nearest else None
-    return found
+    names = {variable: variable.upper().removeprefix(prefix) for variable in sorted(os.environ)}
+    strange = {v: n for v, n in names.items() if v.upper().startswith(prefix) and n not in known}
+    return {variable: _nearest(name, known, prefix) for variable, name in strange.items()}
+
+
+def _nearest(name: str, known: list[str], prefix: str) -> str | None:
+    import difflib  # only where something is wrong: it would slow every start
+
+    return next((prefix + found for found in difflib.get_close_matches(name, known, n=1)), None)
 
 
 def _explain(

@@ -8,7 +8,6 @@ finds the traceback in the server's log.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -111,6 +110,8 @@ def failed_result(error: ReliabilityError, reference: str) -> CallToolResult:
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> ToolFailure:
     """The failure for a name that does not exist, with the nearest one that does."""
+    import difflib  # only where something is wrong: it would slow every start
+
     nearest = difflib.get_close_matches(name[:_SHOWN_CHARACTERS], known, n=1)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
     return ToolFailure(f"Unknown {kind}: {name[:_SHOWN_CHARACTERS]!r}.{hint}")
