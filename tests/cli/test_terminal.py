@@ -24,12 +24,12 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 class Screen:
-    """A program at a terminal of 40 lines and 90 columns; `text` is what a person would see."""
+    """A program at a terminal of 40 lines and 160 columns, so that no path is broken; `text` is what a person sees."""
 
     def __init__(self, command: list[str], where: Path) -> None:
-        env = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "90", "LINES": "40"}
-        self._child = pexpect.spawn(command[0], command[1:], cwd=str(where), env=env, dimensions=(40, 90), echo=False)
-        self._screen = pyte.Screen(90, 40)
+        env = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "160", "LINES": "40"}
+        self._child = pexpect.spawn(command[0], command[1:], cwd=str(where), env=env, dimensions=(40, 160), echo=False)
+        self._screen = pyte.Screen(160, 40)
         # Programs ask a terminal where its cursor is; it answers as if somebody typed.
         self._screen.write_process_input = self._child.send
         self._stream = pyte.ByteStream(self._screen)
