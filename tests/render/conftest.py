@@ -57,6 +57,12 @@ class Renderer:
         )
 
 
+@pytest.fixture(autouse=True)
+def no_bytecode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shared projects stay as they were rendered, also when their code is run."""
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+
+
 @pytest.fixture(scope="session")
 def template(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Copy the template out of the checkout: without git, Copier renders what is there, and not the latest tag."""
