@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     from mcp_scaffold.create import Created, Plan, Request
     from mcp_scaffold.templates import Template
 
+TemplateSource = Annotated[
+    str | None,
+    typer.Option(metavar="SOURCE", help="A Copier template of your own: path or address.", show_default=False),
+]
+TemplateRef = Annotated[
+    str | None, typer.Option(metavar="REF", help="Version of the template to use.", show_default=False)
+]
+
 
 def new(  # noqa: PLR0913 - one for each option
     destination: Annotated[
@@ -48,13 +56,8 @@ def new(  # noqa: PLR0913 - one for each option
     answers: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Answers from a YAML file.", show_default=False)
     ] = None,
-    template: Annotated[
-        str | None,
-        typer.Option(metavar="SOURCE", help="A Copier template of your own: path or address.", show_default=False),
-    ] = None,
-    ref: Annotated[
-        str | None, typer.Option(metavar="REF", help="Version of the template to use.", show_default=False)
-    ] = None,
+    template: TemplateSource = None,
+    ref: TemplateRef = None,
     *,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing: defaults for what is open.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be written; write nothing.")] = False,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mcp_scaffold.commands.new import choose_template, gather, show
+from mcp_scaffold.commands.new import TemplateRef, TemplateSource, choose_template, gather, show
 from mcp_scaffold.completion import complete_preset
 from mcp_scaffold.console import paint
 
@@ -18,13 +18,8 @@ def options(
         str | None,
         typer.Option(help="Show the defaults of this preset.", show_default=False, autocompletion=complete_preset),
     ] = None,
-    template: Annotated[
-        str | None,
-        typer.Option(metavar="SOURCE", help="A Copier template of your own: path or address.", show_default=False),
-    ] = None,
-    ref: Annotated[
-        str | None, typer.Option(metavar="REF", help="Version of the template to use.", show_default=False)
-    ] = None,
+    template: TemplateSource = None,
+    ref: TemplateRef = None,
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

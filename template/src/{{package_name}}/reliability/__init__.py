@@ -11,7 +11,18 @@ if TYPE_CHECKING:
     from .configuration import ConfigurationError, load_settings, unknown_variables
     from .deadlines import deadline, remaining_s
     from .declarations import prompt, resource, tool
-    from .errors import DeadlineExceeded, Overloaded, ReliabilityError, ShuttingDown, ToolFailure
+    from .errors import (
+        CircuitOpen,
+        DeadlineExceeded,
+        DependencyBusy,
+        DependencyError,
+        DependencyFailed,
+        DependencyTimeout,
+        Overloaded,
+        ReliabilityError,
+        ShuttingDown,
+        ToolFailure,
+    )
     from .health import Check, Unhealthy, memory_check
     from .server import Limits, ReliableServer
 
@@ -19,15 +30,31 @@ _HOMES = {
     "configuration": ("ConfigurationError", "load_settings", "unknown_variables"),
     "deadlines": ("deadline", "remaining_s"),
     "declarations": ("prompt", "resource", "tool"),
-    "errors": ("DeadlineExceeded", "Overloaded", "ReliabilityError", "ShuttingDown", "ToolFailure"),
+    "errors": (
+        "CircuitOpen",
+        "DeadlineExceeded",
+        "DependencyBusy",
+        "DependencyError",
+        "DependencyFailed",
+        "DependencyTimeout",
+        "Overloaded",
+        "ReliabilityError",
+        "ShuttingDown",
+        "ToolFailure",
+    ),
     "health": ("Check", "Unhealthy", "memory_check"),
     "server": ("Limits", "ReliableServer"),
 }
 
 __all__ = [
     "Check",
+    "CircuitOpen",
     "ConfigurationError",
     "DeadlineExceeded",
+    "DependencyBusy",
+    "DependencyError",
+    "DependencyFailed",
+    "DependencyTimeout",
     "Limits",
     "Overloaded",
     "ReliabilityError",

@@ -3,8 +3,13 @@
     ReliabilityError
     ├── ToolFailure        a failure that the tool foresaw; its text is meant for the client
     ├── DeadlineExceeded   a time limit ran out and the work was cancelled
-    └── Overloaded         refused before any work began
-        └── ShuttingDown   refused because the server is about to stop
+    ├── Overloaded         refused before any work began
+    │   └── ShuttingDown   refused because the server is about to stop
+    └── DependencyError    an HTTP API, a database or another dependency did not do its part
+        ├── DependencyFailed    it answered with a failure, or the connection broke
+        ├── DependencyTimeout   it did not answer within its own limit
+        ├── DependencyBusy      too many calls to it are in progress already
+        └── CircuitOpen         it failed too often of late and is left alone for a while
 
 The texts are safe to show to a client. Anything that is not in this tree is masked before it leaves the process.
 """
@@ -62,3 +67,57 @@ class ShuttingDown(Overloaded):
 
     def __init__(self) -> None:
         super().__init__("The server is shutting down and accepts no new calls.")
+
+
+class DependencyError(ReliabilityError):
+    """A dependency did not do its part. A fallback is served on these, and on nothing else but a timeout (R48).
+
+    Args:
+        dependency: The dependency's name.
+        text: What went wrong, in words that a client may read; begins with a capital letter and ends with a full stop.
+        retryable: As in `ReliabilityError`.
+        retry_after_s: As in `ReliabilityError`.
+    """
+
+    kind = "dependency_failed"
+    retryable_by_default = True
+
+    def __init__(
+        self, dependency: str, text: str, *, retryable: bool | None = None, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(text, retryable=retryable, retry_after_s=retry_after_s)
+        self.dependency = dependency
+
+
+class DependencyFailed(DependencyError):
+    """It was asked and failed: a status of 5xx, a broken connection, a database that refuses (R55)."""
+
+
+class DependencyTimeout(DependencyError):
+    """It did not answer within `limit_s` seconds (R43, R47)."""
+
+    kind = "dependency_timeout"
+
+    def __init__(self, dependency: str, limit_s: float) -> None:
+        super().__init__(dependency, f"The dependency {dependency!r} did not answer within {limit_s:g} s.")
+        self.limit_s = limit_s
+
+
+class DependencyBusy(DependencyError):
+    """Refused before it was asked: its bulkhead or its pool is full, and so is the queue (R35, R59)."""
+
+    kind = "dependency_busy"
+
+
+class CircuitOpen(DependencyError):
+    """Refused before it was asked: it failed too often of late (R58). `retry_after_s` says when it is tried again."""
+
+    kind = "circuit_open"
+
+    def __init__(self, dependency: str, *, retry_after_s: float | None) -> None:
+        when = "." if retry_after_s is None else f"; it is tried again in {retry_after_s:.3g} s."
+        super().__init__(
+            dependency,
+            f"The dependency {dependency!r} is not asked, because it failed too often{when}",
+            retry_after_s=retry_after_s,
+        )

@@ -32,5 +32,5 @@ def freeze_startup_objects() -> None:
     It lives as long as the process; looking at it again and again is what makes the slowest calls slow. What remains
     is little, so that it is looked at less often.
     """
-    gc.freeze()  # without a collection first: it would find next to nothing, and slow the start by a twentieth
+    gc.freeze()  # without a collection first: it would find next to nothing, and slow the start by a tenth
     gc.set_threshold(_NEW_OBJECTS_PER_COLLECTION)

@@ -33,6 +33,8 @@ class Outcome(StrEnum):
     REJECTED = "rejected"
     """Refused by load shedding, before any work."""
 
+    __hash__ = str.__hash__  # the one of Enum is Python code, and every call looks outcomes up
+
 
 _ERRORS = (Outcome.TOOL_ERROR, Outcome.ERROR, Outcome.TIMEOUT, Outcome.REJECTED)
 

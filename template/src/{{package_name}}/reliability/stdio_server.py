@@ -259,7 +259,7 @@ class Inbox:
         if not chunk:
             self._deliver_lines(self._lines.end())
             self.at_end = True
-            self._shutdown.request("the client closed stdin", grace_s=EOF_GRACE_S, cleanup_s=_EOF_CLEANUP_S)
+            self._end_of_input()
             return None
         return chunk
 
@@ -272,7 +272,10 @@ class Inbox:
     def _notice_end_of_input(self) -> None:
         """Nothing is read while there is no room, so that the end of input would not be seen either."""
         if self._poll and any(fd == self._wire.read_fd and event & select.POLLHUP for fd, event in self._poll.poll(0)):
-            self._shutdown.request("the client closed stdin", grace_s=EOF_GRACE_S, cleanup_s=_EOF_CLEANUP_S)
+            self._end_of_input()
+
+    def _end_of_input(self) -> None:
+        self._shutdown.request("the client closed stdin", grace_s=EOF_GRACE_S, cleanup_s=_EOF_CLEANUP_S)
 
     def _append(self, item: SessionMessage | JSONRPCError, size: int) -> None:
         if self._ended:
