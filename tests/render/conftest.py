@@ -19,10 +19,16 @@ if TYPE_CHECKING:
 OPTIONS: dict[str, list[Any]] = {
     "license": ["MIT", "Apache-2.0", "BSD-3-Clause", "none"],
     "transports": [["stdio"], ["http"], ["stdio", "http"]],
+    "storage": ["none", "sqlite", "postgres"],
+    "api_url": ["", "https://api.example.com/v1"],
+    "examples": [[], ["notes"], ["api-debugger"], ["project-auditor"]],
+    "metrics": [[], ["prometheus"]],
     "clients": [[], ["claude-code", "cursor"], ["vscode"]],
     "ci": ["github", "gitlab", "none"],
     "author_email": ["", "someone@example.com"],
 }
+# Combinations that a question refuses; `test_questions.py` says why.
+IMPOSSIBLE: list[dict[str, Any]] = [{"transports": ["stdio"], "metrics": ["prometheus"]}]
 
 _LEFT_BEHIND = shutil.ignore_patterns("__pycache__", ".*_cache", ".DS_Store")
 
@@ -91,7 +97,7 @@ def project(render: Renderer, tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def every_pair(render: Renderer) -> list[Path]:
     """Render a set of projects in which every value of every option meets every value of every other one."""
-    return [render(**answers) for answers in pairs(OPTIONS)]
+    return [render(**answers) for answers in pairs(OPTIONS, IMPOSSIBLE)]
 
 
 def copy_template(root: Path, directory: Path) -> None:
@@ -100,18 +106,24 @@ def copy_template(root: Path, directory: Path) -> None:
     shutil.copytree(root / "template", directory / "template", ignore=_LEFT_BEHIND)
 
 
-def pairs(options: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
-    """Yield few sets of answers that hold every pair of values (a greedy covering array, the same each time)."""
+_Place = tuple[str, int]
+"""An option and the index of one of its values."""
+
+
+def pairs(options: dict[str, list[Any]], impossible: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield few sets of answers that hold every possible pair of values (a greedy covering array, always the same)."""
     places = [(name, index) for name, values in options.items() for index in range(len(values))]
-    missing = {frozenset(pair) for pair in itertools.combinations(places, 2) if pair[0][0] != pair[1][0]}
+    refused = {frozenset((name, options[name].index(value)) for name, value in pair.items()) for pair in impossible}
+    missing = {frozenset(pair) for pair in itertools.combinations(places, 2) if pair[0][0] != pair[1][0]} - refused
     while missing:
         row = dict(min(missing, key=sorted))
         for name, values in options.items():
             if name not in row:
-                row[name] = max(range(len(values)), key=lambda i: _gain(name, i, row, missing))
+                row[name] = max(range(len(values)), key=lambda i: _gain((name, i), row, missing, refused))
         missing -= {frozenset(pair) for pair in itertools.combinations(row.items(), 2)}
         yield {name: options[name][row[name]] for name in options}
 
 
-def _gain(name: str, index: int, row: dict[str, int], missing: set[frozenset[tuple[str, int]]]) -> int:
-    return sum(frozenset([(name, index), other]) in missing for other in row.items())
+def _gain(place: _Place, row: dict[str, int], missing: set[frozenset[_Place]], refused: set[frozenset[_Place]]) -> int:
+    new = [frozenset([place, other]) for other in row.items()]
+    return -1 if refused.intersection(new) else len(missing.intersection(new))

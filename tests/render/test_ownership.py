@@ -24,17 +24,18 @@ if TYPE_CHECKING:
 
 FIRST, SECOND = "v1.0.0", "v1.1.0"
 
-NEW_QUESTION = """
-storage:
+NEXT_QUESTIONNAIRE = 3
+NEW_QUESTION = f"""
+manual:
   type: str
-  help: Where is data kept?
-  choices: [none, sqlite]
-  default: "{{ 'sqlite' if questionnaire >= 2 and preset == 'stdio' else 'none' }}"
+  help: Which manual does it get?
+  choices: [none, short]
+  default: "{{{{ 'short' if questionnaire >= {NEXT_QUESTIONNAIRE} and preset == 'stdio' else 'none' }}}}"
 """
 NEW_EXCLUSION = """
 _exclude:
   - |
-    {% if storage | default('none') != 'sqlite' %}
+    {% if manual | default('none') != 'short' %}
     /docs
     {% endif %}
 """
@@ -196,21 +197,21 @@ def test_a_question_of_a_later_release_changes_new_projects_only(
 ) -> None:
     update_by_api(project)
     answers = answers_of(project)
-    assert (answers["storage"], answers["questionnaire"]) == ("none", 1)
+    assert (answers["manual"], answers["questionnaire"]) == ("none", NEXT_QUESTIONNAIRE - 1)
     assert not (project / "docs").exists()
     commit(project, "Update")
-    update_by_command(project, storage="sqlite")
-    assert answers_of(project)["storage"] == "sqlite"
-    assert (project / "docs/storage.md").exists()
+    update_by_command(project, manual="short")
+    assert answers_of(project)["manual"] == "short"
+    assert (project / "docs/manual.md").exists()
     new = tmp_path / "new"
     copier.run_copy(str(releases.repository), new, defaults=True, quiet=True, settings=copier.Settings())
-    assert (answers_of(new)["storage"], answers_of(new)["questionnaire"]) == ("sqlite", 2)
+    assert (answers_of(new)["manual"], answers_of(new)["questionnaire"]) == ("short", NEXT_QUESTIONNAIRE)
 
 
 def test_an_option_can_be_dropped_and_taken_back(project: Path) -> None:
     http = project / "src/my_server/reliability/http_server.py"
     assert http.exists()
-    update_by_api(project, transports=["stdio"], clients=["cursor"])
+    update_by_api(project, transports=["stdio"], metrics=[], clients=["cursor"])
     assert_clean(project)
     assert not http.exists()
     assert not (project / ".mcp.json").exists()
@@ -275,8 +276,9 @@ def second_release(repository: Path) -> None:
     change(template, "README.md.jinja", "uv run pytest", "uv run pytest --durations=5")
     change(template, ".gitignore.jinja", "^/dist/\n", "/dist/\n/second-release.log\n")
     change(template, "ruff.toml.jinja", '^target-version = "py311"$', 'target-version = "py312"')
-    write(template / "docs/storage.md", "# Storage\n")
-    change(repository, "copier.yml", r"(?s)(^questionnaire:.*?default: )1$", r"\g<1>2")
+    write(template / "docs/manual.md", "# Manual\n")
+    number = rf"(?s)(^questionnaire:.*?default: ){NEXT_QUESTIONNAIRE - 1}$"
+    change(repository, "copier.yml", number, rf"\g<1>{NEXT_QUESTIONNAIRE}")
     change(repository, "copier.yml", r"\Z", f"{NEW_QUESTION}---{NEW_EXCLUSION}")
 
 

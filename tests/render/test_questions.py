@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
     from tests.render.conftest import Renderer
 
-RUNTIME = ("mcp", "anyio", "httptools", "pydantic", "uvicorn")
+RUNTIME = ("mcp", "anyio", "asyncpg", "httptools", "prometheus-client", "pydantic", "stamina", "uvicorn")
+GITHUB = "https://api.github.com"
+NOTES = ["notes"]
+EXAMPLES = ["notes", "api-debugger", "project-auditor"]
 
 
 @pytest.fixture(scope="session")
@@ -37,19 +40,41 @@ def test_no_feature_is_used_that_needs_trust(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("preset", "transports", "clients", "ci"),
+    ("preset", "expected"),
     [
-        ("stdio", ["stdio"], ["claude-code"], "github"),
-        ("http", ["http"], ["claude-code"], "github"),
-        ("full", ["stdio", "http"], ["claude-code", "cursor", "vscode"], "github"),
-        ("minimal", ["stdio"], [], "none"),
+        ("stdio", (["stdio"], "sqlite", GITHUB, NOTES, [], ["claude-code"], "github")),
+        ("http", (["http"], "postgres", GITHUB, NOTES, ["prometheus"], ["claude-code"], "github")),
+        (
+            "full",
+            (
+                ["stdio", "http"],
+                "postgres",
+                GITHUB,
+                EXAMPLES,
+                ["prometheus"],
+                ["claude-code", "cursor", "vscode"],
+                "github",
+            ),
+        ),
+        ("minimal", (["stdio"], "none", "", NOTES, [], [], "none")),
     ],
 )
-def test_a_preset_sets_the_defaults(
-    render: Renderer, preset: str, transports: list[str], clients: list[str], ci: str
-) -> None:
+def test_a_preset_sets_the_defaults(render: Renderer, preset: str, expected: tuple[object, ...]) -> None:
     answers = recorded(render(preset=preset))
-    assert (answers["transports"], answers["clients"], answers["ci"]) == (transports, clients, ci)
+    names = ("transports", "storage", "api_url", "examples", "metrics", "clients", "ci")
+    assert tuple(answers[name] for name in names) == expected
+
+
+def test_a_preset_leaves_out_what_its_transports_cannot_do(render: Renderer) -> None:
+    assert recorded(render(preset="http", transports=["stdio"]))["metrics"] == []
+
+
+def test_a_project_of_the_first_questionnaire_keeps_what_it_was(render: Renderer) -> None:
+    """An update asks nothing: the later questions answer themselves with what the older template did."""
+    for preset in ("stdio", "http", "full", "minimal"):
+        answers = recorded(render(preset=preset, questionnaire=1))
+        later = tuple(answers[name] for name in ("storage", "api_url", "examples", "metrics"))
+        assert later == ("none", "", NOTES, [])
 
 
 def test_an_answer_beats_the_preset(render: Renderer) -> None:
@@ -58,7 +83,15 @@ def test_an_answer_beats_the_preset(render: Renderer) -> None:
 
 
 def test_a_preset_does_nothing_but_set_defaults(render: Renderer) -> None:
-    answers = {"transports": ["stdio", "http"], "clients": ["cursor"], "ci": "gitlab"}
+    answers = {
+        "transports": ["stdio", "http"],
+        "storage": "sqlite",
+        "api_url": "https://api.example.com/v1",
+        "examples": [],
+        "metrics": ["prometheus"],
+        "clients": ["cursor"],
+        "ci": "gitlab",
+    }
     minimal, full = (
         {path.relative_to(project): path.read_bytes() for path in project.rglob("*") if path.is_file()}
         for project in (render(preset="minimal", **answers), render(preset="full", **answers))
@@ -68,8 +101,25 @@ def test_a_preset_does_nothing_but_set_defaults(render: Renderer) -> None:
 
 def test_the_number_of_the_questionnaire_is_recorded_and_computed_values_are_not(render: Renderer) -> None:
     answers = recorded(render())
-    assert answers["questionnaire"] == 1
-    assert not [name for name in answers if name.endswith(("_modules", "_keywords"))]
+    assert answers["questionnaire"] == 2
+    assert not set(answers) & {"stdlib_modules", "python_keywords", "dependency_modules"}
+    assert not set(answers) & {"calls_http", "has_dependencies"}
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "",
+        "http://localhost",
+        "https://api.example.com",
+        "https://api.example.com:8443/v1/",
+        "http://127.0.0.1:8080",
+        "http://[::1]:8080/v1",
+        "https://example.com/a/~b/c-d_e.f%20g",
+    ],
+)
+def test_the_address_of_an_api_is_recorded_as_given(render: Renderer, address: str) -> None:
+    assert recorded(render(api_url=address))["api_url"] == address
 
 
 @pytest.mark.parametrize(
@@ -101,6 +151,19 @@ def test_the_number_of_the_questionnaire_is_recorded_and_computed_values_are_not
         ({"license": "GPL"}, "Invalid choice for 'license'"),
         ({"transports": []}, "At least one transport is needed"),
         ({"transports": ["stdio", "carrier-pigeon"]}, "Invalid choice for 'transports'"),
+        ({"storage": "mysql"}, "Invalid choice for 'storage'"),
+        ({"api_url": "api.example.com"}, "Use the form https://api.example.com or"),
+        ({"api_url": "ftp://example.com"}, "Use the form https://api.example.com or"),
+        ({"api_url": "https://user:secret@example.com"}, "holds a user, a query or a fragment"),
+        ({"api_url": "https://example.com/?a=b"}, "holds a user, a query or a fragment"),
+        ({"api_url": "https://example.com/#a"}, "holds a user, a query or a fragment"),
+        ({"api_url": "https://-example.com"}, "Use the form https://api.example.com or"),
+        ({"api_url": "https://example.com/\n"}, "Use the form https://api.example.com or"),
+        ({"api_url": 'https://example.com/"'}, "Use the form https://api.example.com or"),
+        ({"api_url": "https://example.com/" + "x" * 200}, "has 220 characters; 200 are the limit"),
+        ({"examples": ["todo"]}, "Invalid choice for 'examples'"),
+        ({"metrics": ["graphite"]}, "Invalid choice for 'metrics'"),
+        ({"transports": ["stdio"], "metrics": ["prometheus"]}, "Prometheus needs the transport http"),
         ({"ci": "jenkins"}, "Invalid choice for 'ci'"),
     ],
 )

@@ -72,6 +72,7 @@ def test_files_exist_where_they_were_asked_for_and_nowhere_else(every_pair: list
             "src/my_server/reliability/stdio_server.py": "stdio" in answers["transports"],
             "src/my_server/reliability/http_server.py": "http" in answers["transports"],
             "tests/test_production_stdio.py": "stdio" in answers["transports"],
+            "src/my_server/tools/notes.py": "notes" in answers["examples"],
         }
         assert {name: (project / name).exists() for name in expected} == expected
 

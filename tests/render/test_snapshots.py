@@ -43,6 +43,10 @@ def test_every_answer_changed_looks_as_before(render: Renderer) -> None:
         author_email="ada@example.com",
         license="none",
         transports=["stdio", "http"],
+        storage="sqlite",
+        api_url="https://api.example.com/v1",
+        examples=["project-auditor"],
+        metrics=[],
         clients=[],
         ci="gitlab",
     )
