@@ -13,9 +13,13 @@ from reliability.configuration import (
     CommaSeparated,
     ConfigurationError,
     EnvironmentSettings,
+    PostgresUrl,
+    WebAddress,
     load_settings,
     unknown_variables,
 )
+
+LIKE_AN_ADDRESS = "it must be like https://api.example.com/v1, without user, query and fragment"
 
 
 class Settings(EnvironmentSettings):
@@ -30,6 +34,8 @@ class Settings(EnvironmentSettings):
     tags: list[str] = Field(default=[])
     api_key: SecretStr = Field(default=SecretStr("x" * 20), min_length=8)
     other_key: SecretStr | None = Field(default=None, min_length=8)
+    api_url: WebAddress = "https://api.example.com"
+    database_url: PostgresUrl = SecretStr("postgresql://localhost/x")
 
 
 def complaints(monkeypatch: pytest.MonkeyPatch, **values: str) -> list[str]:
@@ -38,6 +44,31 @@ def complaints(monkeypatch: pytest.MonkeyPatch, **values: str) -> list[str]:
     with pytest.raises(ConfigurationError) as caught:
         load_settings(Settings)
     return str(caught.value).splitlines()
+
+
+@pytest.mark.parametrize("address", ["http://localhost:80", "https://a.example.com/v1/", "http://[::1]:8080"])
+def test_an_address_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv("MY_SERVER_API_URL", address)
+    assert load_settings(Settings).api_url == address
+
+
+@pytest.mark.parametrize(
+    "address", ["a.example.com", "ftp://x", "https://", "https://a?b", "https://a/#b", "https://a b"]
+)
+def test_what_is_no_address_is_refused_with_an_example(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    assert complaints(monkeypatch, API_URL=address) == [
+        f"MY_SERVER_API_URL={address!r} is not valid: {LIKE_AN_ADDRESS}."
+    ]
+
+
+def test_no_address_shows_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = complaints(
+        monkeypatch, API_URL="https://me:hunter2@a.example.com", DATABASE_URL="mysql://me:hunter2@host/x"
+    )
+    assert lines == [
+        f"MY_SERVER_API_URL=(hidden) is not valid: {LIKE_AN_ADDRESS}.",
+        "MY_SERVER_DATABASE_URL=(hidden) is not valid: it must be like postgresql://user:password@host:5432/database.",
+    ]
 
 
 def test_without_variables_the_defaults_apply() -> None:
@@ -100,7 +131,7 @@ def test_no_value_makes_anything_but_a_sentence(monkeypatch: pytest.MonkeyPatch,
                 line = str(error)
                 assert line.endswith(".")
                 assert "\n" not in line
-                assert not re.search("must be Input should|pydantic|https://", line)
+                assert not re.search("must be Input should|pydantic", line)
 
 
 @pytest.mark.parametrize(

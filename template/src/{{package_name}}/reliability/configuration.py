@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from contextlib import suppress
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, SecretStr, ValidationError
 
 
 class EnvironmentSettings(BaseModel):
@@ -35,6 +36,26 @@ LogLevel = Annotated[
 ]
 """A setting that is a level of logging, in upper or lower case."""
 
+
+def _web_address(text: str) -> str:
+    if not re.fullmatch(r"https?://(\[[0-9A-Fa-f:.]+\]|[^\s/?#@:\[\]]+)(:\d{1,5})?(/[^\s?#]*)?", text):
+        raise ValueError("it must be like https://api.example.com/v1, without user, query and fragment")
+    return text
+
+
+WebAddress = Annotated[str, AfterValidator(_web_address)]
+"""A setting that is the address of an HTTP service, to which paths are added."""
+
+
+def _postgres_url(text: SecretStr) -> SecretStr:
+    if not text.get_secret_value().startswith(("postgresql://", "postgres://")):
+        raise ValueError("it must be like postgresql://user:password@host:5432/database")
+    return text
+
+
+PostgresUrl = Annotated[SecretStr, AfterValidator(_postgres_url)]
+"""A setting that is the address of a PostgreSQL database; it may hold a password."""
+
 SettingsT = TypeVar("SettingsT", bound=EnvironmentSettings)
 
 
@@ -52,7 +73,7 @@ def load_settings(settings_class: type[SettingsT]) -> SettingsT:
         return settings_class.model_validate(_values(settings_class))
     except ValidationError as error:
         found = error.errors(include_url=False)
-        lines = [_explain(settings_class, problem["loc"], problem["input"], problem["msg"]) for problem in found]
+        lines = [_explain(settings_class, p["loc"], p["input"], _own_words(p["msg"])) for p in found]
         raise ConfigurationError("\n".join(lines)) from None
 
 
@@ -88,13 +109,19 @@ def _nearest(name: str, known: list[str], prefix: str) -> str | None:
     return next((prefix + found for found in difflib.get_close_matches(name, known, n=1)), None)
 
 
+def _own_words(message: str) -> str:
+    """What a validator raised, without what pydantic puts around it."""
+    return message.removeprefix("Value error, ").removesuffix(".")
+
+
 def _explain(
     settings_class: type[EnvironmentSettings], location: tuple[int | str, ...], value: object, reason: str
 ) -> str:
     name = str(location[0]) if location else ""
     variable = settings_class.env_prefix + name.upper()
     schema = settings_class.model_json_schema()["properties"].get(name, {})
-    shown = "(hidden)" if "writeOnly" in str(schema) else repr(value)  # how a schema marks a secret
+    # "writeOnly" is how a schema marks a secret, and before "@" an address may hold one.
+    shown = "(hidden)" if "writeOnly" in str(schema) or "@" in str(value) else repr(value)
     allowed = next(filter(None, map(_allowed, [schema, *schema.get("anyOf", [])])), "")
     return f"{variable}={shown} is not valid: {f'it must be {allowed}' if allowed else reason}."
 
