@@ -23,6 +23,8 @@ class Outcome(StrEnum):
     """How a call ended; each is counted apart (R62)."""
 
     OK = "ok"
+    FALLBACK = "fallback"
+    """Answered, but not by the tool itself: it failed, and a stale answer or a fallback function stood in (R48)."""
     TOOL_ERROR = "tool_error"
     """The tool reported a failure, or its arguments were wrong."""
     ERROR = "error"
@@ -75,6 +77,7 @@ class CallStatistics:
     calls: int
     in_flight: int
     ok: int
+    fallback: int
     tool_error: int
     error: int
     timeout: int
