@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -114,3 +115,40 @@ async def _cancel_at(n: int, work: Callable[[], Awaitable[object]], how: str) ->
         if not task.cancelled():
             task.result()
     return reached
+
+
+class VirtualTimeLoop(asyncio.SelectorEventLoop):
+    """Time passes only while everything waits for it, and then at once. Not for tests with threads or sockets.
+
+    That nothing at all can go on is an error instead of a hang.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 1000.0
+        selector: Any = self._selector  # type: ignore[attr-defined]
+        self._select = selector.select
+        selector.select = self._pass_time
+
+    def time(self) -> float:
+        return self.now
+
+    def _pass_time(self, timeout: float | None) -> Any:
+        ready = self._select(0)
+        if timeout is None and not ready:
+            raise AssertionError("everything waits for ever")
+        self.now += 0 if ready else timeout or 0
+        return ready
+
+
+virtual_time = pytest.mark.parametrize(
+    "anyio_backend", [pytest.param(("asyncio", {"loop_factory": VirtualTimeLoop}), id="virtual time")]
+)
+"""Marks a test that runs in a `VirtualTimeLoop`."""
+
+
+def let_pass(seconds: float) -> None:
+    """Block the event loop, in virtual time: its timers fire afterwards."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualTimeLoop)
+    loop.now += seconds

@@ -12,14 +12,15 @@ import anyio
 import pytest
 from mcp.server.mcpserver.exceptions import ResourceNotFoundError
 from mcp.shared.exceptions import MCPError
-from reliability.deadlines import remaining_s
+from reliability.deadlines import paused, remaining_s
 from reliability.errors import DeadlineExceeded, Overloaded, ShuttingDown, ToolFailure
+from reliability.health import Unhealthy
 from reliability.load_shedding import LoadShedder
 from reliability.logs import JsonFormatter, log_context
 from reliability.metrics import CallMetrics, CallStatistics, Outcome
-from reliability.pipeline import Call, Pipeline
+from reliability.pipeline import Call, Pipeline, overdue_check
 
-from tests.unit.support import CANCELLERS, FakeClock, cancel_at_every_await
+from tests.unit.support import CANCELLERS, FakeClock, cancel_at_every_await, virtual_time
 
 pytestmark = pytest.mark.anyio
 
@@ -303,3 +304,35 @@ async def test_r6_a_foreseen_failure_is_logged_without_a_traceback(caplog: pytes
     with pytest.raises(ToolFailure):
         await Setup().pipeline.run(call(), raising(ToolFailure("No.")))
     assert [(r.getMessage(), r.exc_info) for r in caplog.records] == [("call", None)]
+
+
+@virtual_time
+async def test_r43_a_tool_that_swallows_its_cancellation_is_reported_until_it_ends() -> None:
+    setup = Setup()
+    probe = overdue_check(setup.pipeline).probe
+
+    async def stubborn() -> None:
+        with anyio.CancelScope(shield=True):
+            await anyio.sleep(30)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(setup.pipeline.run, call(timeout_s=10), stubborn)
+        await anyio.sleep(10.9)
+        assert setup.pipeline.overdue() == 0
+        await anyio.sleep(0.2)
+        with pytest.raises(Unhealthy, match="1 calls go on after their deadline"):
+            await probe()
+    assert await probe() == "every call ends in time"
+
+
+@virtual_time
+async def test_r44_a_call_that_asks_a_person_is_not_overdue() -> None:
+    setup = Setup()
+
+    async def asking() -> float:
+        with paused():
+            await anyio.sleep(100)
+            assert setup.pipeline.overdue() == 0
+        return remaining_s()
+
+    assert await setup.pipeline.run(call(timeout_s=10), asking) == pytest.approx(10)

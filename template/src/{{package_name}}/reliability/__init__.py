@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .configuration import ConfigurationError, load_settings, unknown_variables
-    from .deadlines import deadline, remaining_s
+    from .deadlines import cleanup, deadline, leaving, paused, remaining_s, require_s
     from .declarations import prompt, resource, tool
     from .errors import (
         CircuitOpen,
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         DependencyError,
         DependencyFailed,
         DependencyTimeout,
+        NotEnoughTime,
         Overloaded,
         ReliabilityError,
         ShuttingDown,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "configuration": ("ConfigurationError", "load_settings", "unknown_variables"),
-    "deadlines": ("deadline", "remaining_s"),
+    "deadlines": ("cleanup", "deadline", "leaving", "paused", "remaining_s", "require_s"),
     "declarations": ("prompt", "resource", "tool"),
     "errors": (
         "CircuitOpen",
@@ -37,6 +38,7 @@ _HOMES = {
         "DependencyError",
         "DependencyFailed",
         "DependencyTimeout",
+        "NotEnoughTime",
         "Overloaded",
         "ReliabilityError",
         "ShuttingDown",
@@ -56,17 +58,22 @@ __all__ = [
     "DependencyFailed",
     "DependencyTimeout",
     "Limits",
+    "NotEnoughTime",
     "Overloaded",
     "ReliabilityError",
     "ReliableServer",
     "ShuttingDown",
     "ToolFailure",
     "Unhealthy",
+    "cleanup",
     "deadline",
+    "leaving",
     "load_settings",
     "memory_check",
+    "paused",
     "prompt",
     "remaining_s",
+    "require_s",
     "resource",
     "tool",
     "unknown_variables",

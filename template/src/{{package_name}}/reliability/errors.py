@@ -3,6 +3,7 @@
     ReliabilityError
     ├── ToolFailure        a failure that the tool foresaw; its text is meant for the client
     ├── DeadlineExceeded   a time limit ran out and the work was cancelled
+    │   └── NotEnoughTime  too little of it was left to begin
     ├── Overloaded         refused before any work began
     │   └── ShuttingDown   refused because the server is about to stop
     └── DependencyError    an HTTP API, a database or another dependency did not do its part
@@ -53,6 +54,16 @@ class DeadlineExceeded(ReliabilityError):
     def __init__(self, limit_s: float, *, what: str = "The call") -> None:
         super().__init__(f"{what} took longer than its limit of {limit_s:g} s and was stopped.")
         self.limit_s = limit_s
+
+
+class NotEnoughTime(DeadlineExceeded):
+    """Refused, because `left_s` seconds of the time limit were left, and it needs `needed_s` (R44)."""
+
+    def __init__(self, left_s: float, needed_s: float, *, what: str = "The call") -> None:
+        text = f"{what} was not begun: it needs {needed_s:.3g} s, and {left_s:.3g} s of the time limit are left."
+        ReliabilityError.__init__(self, text)
+        self.limit_s = self.left_s = left_s
+        self.needed_s = needed_s
 
 
 class Overloaded(ReliabilityError):
@@ -114,10 +125,10 @@ class CircuitOpen(DependencyError):
 
     kind = "circuit_open"
 
-    def __init__(self, dependency: str, *, retry_after_s: float | None) -> None:
+    def __init__(self, dependency: str, *, retry_after_s: float | None, because: str = "it failed too often") -> None:
         when = "." if retry_after_s is None else f"; it is tried again in {retry_after_s:.3g} s."
         super().__init__(
             dependency,
-            f"The dependency {dependency!r} is not asked, because it failed too often{when}",
+            f"The dependency {dependency!r} is not asked, because {because}{when}",
             retry_after_s=retry_after_s,
         )

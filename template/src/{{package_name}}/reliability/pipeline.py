@@ -19,7 +19,7 @@ from mcp.server.mcpserver.exceptions import ResourceNotFoundError
 from mcp.shared.exceptions import MCPError
 
 from .cancellation import is_cancelled
-from .deadlines import deadline
+from .deadlines import Deadline, deadline
 from .errors import DeadlineExceeded, Overloaded, ToolFailure
 from .health import Check, Unhealthy
 from .load_shedding import LoadShedder
@@ -64,12 +64,11 @@ class Pipeline:
         self.metrics = metrics
         self.load_shedder = load_shedder
         self._clock = clock
-        self._due: dict[str, float] = {}
+        self._running: set[Deadline] = set()
 
     def overdue(self) -> int:
         """Calls that were cancelled at their deadline and have not ended: their tools swallow the cancellation."""
-        latest = self._clock() - _ALLOWANCE_S
-        return sum(due < latest for due in self._due.values())
+        return sum(limit.overdue_s() > _ALLOWANCE_S for limit in self._running)
 
     async def run(
         self,
@@ -95,10 +94,11 @@ class Pipeline:
         context = log_context.set({"request_id": call.request_id, "tool": call.name, "reference": call.reference})
         self.metrics.started(call.name)
         started = self._clock()
-        self._due[call.reference] = started + call.timeout_s
+        limit = deadline(call.timeout_s)
+        self._running.add(limit)
         outcome = Outcome.ERROR
         try:
-            with deadline(call.timeout_s):
+            with limit:
                 result = await (work() if always_admit or _admitted.get() else self._admit(work))
             outcome = outcome_of(result)
             return result
@@ -121,7 +121,7 @@ class Pipeline:
             logger.exception("call failed unexpectedly")
             raise
         finally:
-            del self._due[call.reference]
+            self._running.remove(limit)
             duration_s = self._clock() - started
             self.metrics.finished(call.name, outcome, duration_s)
             level = logging.INFO if outcome in _EXPECTED else logging.WARNING
