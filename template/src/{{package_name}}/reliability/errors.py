@@ -2,12 +2,14 @@
 
     ReliabilityError
     ├── ToolFailure        a failure that the tool foresaw; its text is meant for the client
+    │   └── HostNotAllowed  a URL that must not be asked
     ├── DeadlineExceeded   a time limit ran out and the work was cancelled
     │   └── NotEnoughTime  too little of it was left to begin
     ├── Overloaded         refused before any work began
     │   └── ShuttingDown   refused because the server is about to stop
     └── DependencyError    an HTTP API, a database or another dependency did not do its part
         ├── DependencyFailed    it answered with a failure, or the connection broke
+        │   └── HttpStatusError   the failure is a status of HTTP: 5xx or 429 (in `http_client`)
         ├── DependencyTimeout   it did not answer within its own limit
         ├── DependencyBusy      too many calls to it are in progress already
         └── CircuitOpen         it failed too often of late and is left alone for a while
@@ -43,6 +45,10 @@ class ToolFailure(ReliabilityError):
     """A failure that the tool's author foresaw: "No note is called 'x'"."""
 
     kind = "tool_error"
+
+
+class HostNotAllowed(ToolFailure):
+    """The caller's URL is not on the list of hosts that may be asked, or is no URL (R7)."""
 
 
 class DeadlineExceeded(ReliabilityError):
