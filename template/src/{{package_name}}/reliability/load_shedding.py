@@ -5,9 +5,11 @@ Without it every client that retries a slow server makes it slower: work piles u
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import anyio
 
-from .errors import Overloaded, ShuttingDown
+from .errors import Overloaded, ReliabilityError, ShuttingDown
 
 
 class LoadShedder:
@@ -18,17 +20,26 @@ class LoadShedder:
         max_queued: Calls that may wait for a place; 0 refuses at once.
         queue_timeout_s: Longest wait for a place, in seconds.
         what: Names what is protected in errors.
+        busy: Makes the error of a refusal from its text and `retry_after_s`.
     """
 
     def __init__(
-        self, *, max_concurrent: int, max_queued: int, queue_timeout_s: float, what: str = "The server"
+        self,
+        *,
+        max_concurrent: int,
+        max_queued: int,
+        queue_timeout_s: float,
+        what: str = "The server",
+        busy: Callable[..., ReliabilityError] = Overloaded,
     ) -> None:
         self.max_concurrent = max_concurrent
         self.max_queued = max_queued
         self.queue_timeout_s = queue_timeout_s
         self.what = what
         self.queued = 0
+        self.refused = 0
         self.draining = False
+        self._busy = busy
         self._places = anyio.Semaphore(max_concurrent, max_value=max_concurrent, fast_acquire=True)
 
     @property
@@ -40,7 +51,16 @@ class LoadShedder:
         """Take a place; give it back with `release`.
 
         Raises:
-            Overloaded: The queue is full, or no place came free within `queue_timeout_s`.
+            Overloaded: The queue is full, or no place came free within `queue_timeout_s`. Or what `busy` makes.
+            ShuttingDown: `drain` was called.
+        """
+        if not self.acquire_nowait():
+            await self._wait_for_place()
+
+    def acquire_nowait(self) -> bool:
+        """Take a place if one is free and nobody waits for it; give it back with `release`.
+
+        Raises:
             ShuttingDown: `drain` was called.
         """
         if self.draining:
@@ -48,7 +68,8 @@ class LoadShedder:
         try:
             self._places.acquire_nowait()
         except anyio.WouldBlock:
-            await self._wait_for_place()
+            return False
+        return True
 
     def release(self) -> None:
         """Give a place back; whoever waits longest gets it."""
@@ -60,10 +81,7 @@ class LoadShedder:
 
     async def _wait_for_place(self) -> None:
         if self.queued >= self.max_queued:
-            raise Overloaded(
-                f"{self.what} is busy: {self.max_concurrent} calls are running and {self.queued} are waiting.",
-                retry_after_s=self.queue_timeout_s,
-            )
+            raise self._refuse(f"{self.max_concurrent} calls are running and {self.queued} are waiting")
         self.queued += 1
         try:
             with anyio.move_on_after(self.queue_timeout_s) as scope:
@@ -72,7 +90,8 @@ class LoadShedder:
         finally:
             self.queued -= 1
         if scope.cancelled_caught:
-            raise Overloaded(
-                f"{self.what} is busy: no place came free within {self.queue_timeout_s:g} s.",
-                retry_after_s=self.queue_timeout_s,
-            )
+            raise self._refuse(f"no place came free within {self.queue_timeout_s:g} s")
+
+    def _refuse(self, why: str) -> ReliabilityError:
+        self.refused += 1
+        return self._busy(f"{self.what} is busy: {why}.", retry_after_s=self.queue_timeout_s)
