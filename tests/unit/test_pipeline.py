@@ -13,7 +13,15 @@ import pytest
 from mcp.server.mcpserver.exceptions import ResourceNotFoundError
 from mcp.shared.exceptions import MCPError
 from reliability.deadlines import paused, remaining_s
-from reliability.errors import DeadlineExceeded, Overloaded, ShuttingDown, ToolFailure
+from reliability.errors import (
+    CircuitOpen,
+    DeadlineExceeded,
+    DependencyFailed,
+    DependencyTimeout,
+    Overloaded,
+    ShuttingDown,
+    ToolFailure,
+)
 from reliability.health import Unhealthy
 from reliability.load_shedding import LoadShedder
 from reliability.logs import JsonFormatter, log_context
@@ -96,6 +104,9 @@ async def test_r64_a_successful_call_is_counted_with_its_duration_and_leaves_not
         (Overloaded("Busy."), Outcome.REJECTED),
         (ShuttingDown(), Outcome.REJECTED),
         (DeadlineExceeded(1), Outcome.TIMEOUT),
+        (DependencyTimeout("api", 5), Outcome.TIMEOUT),
+        (DependencyFailed("api", "No."), Outcome.ERROR),
+        (CircuitOpen("api", retry_after_s=3), Outcome.ERROR),
         (TimeoutError(), Outcome.ERROR),
         (ValueError("hunter2"), Outcome.ERROR),
     ],
@@ -336,3 +347,21 @@ async def test_r44_a_call_that_asks_a_person_is_not_overdue() -> None:
         return remaining_s()
 
     assert await setup.pipeline.run(call(timeout_s=10), asking) == pytest.approx(10)
+
+
+async def test_r52_a_failed_dependency_is_logged_with_its_cause_and_without_a_traceback(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def refused() -> NoReturn:
+        raise DependencyFailed("api", "The connection to 'api' broke.") from ConnectionResetError("reset by peer")
+
+    with pytest.raises(DependencyFailed):
+        await Setup().pipeline.run(call(), refused)
+    (record, _) = caplog.records
+    assert (record.getMessage(), record.levelname, record.exc_info) == ("dependency failed", "WARNING", None)
+    assert {name: record.__dict__[name] for name in ("dependency", "kind", "text", "cause")} == {
+        "dependency": "api",
+        "kind": "dependency_failed",
+        "text": "The connection to 'api' broke.",
+        "cause": "ConnectionResetError('reset by peer')",
+    }

@@ -10,7 +10,8 @@ import itertools
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -19,8 +20,8 @@ from mcp.server.mcpserver.exceptions import ResourceNotFoundError
 from mcp.shared.exceptions import MCPError
 
 from .cancellation import is_cancelled
-from .deadlines import Deadline, deadline
-from .errors import DeadlineExceeded, Overloaded, ToolFailure
+from .deadlines import Deadline, deadline, paused
+from .errors import DeadlineExceeded, DependencyError, DependencyTimeout, Overloaded, ToolFailure
 from .health import Check, Unhealthy
 from .load_shedding import LoadShedder
 from .logs import log_context
@@ -55,16 +56,33 @@ class Pipeline:
     Args:
         metrics: Counts every call by its outcome.
         load_shedder: Bounds the calls in flight.
+        answer_timeout_s: Longest wait for a person's answer, in seconds.
         clock: Monotonic seconds.
     """
 
     def __init__(
-        self, *, metrics: CallMetrics, load_shedder: LoadShedder, clock: Callable[[], float] = time.monotonic
+        self,
+        *,
+        metrics: CallMetrics,
+        load_shedder: LoadShedder,
+        answer_timeout_s: float = 300,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.metrics = metrics
         self.load_shedder = load_shedder
+        self._answer_timeout_s = answer_timeout_s
         self._clock = clock
         self._running: set[Deadline] = set()
+
+    @asynccontextmanager
+    async def asking(self) -> AsyncIterator[None]:
+        """Around a question to a person: the call's clock stands still (R44).
+
+        Raises:
+            DeadlineExceeded: The answer took longer than `answer_timeout_s`.
+        """
+        with paused(), deadline(self._answer_timeout_s, what="The answer to a question"):
+            yield
 
     def overdue(self) -> int:
         """Calls that were cancelled at their deadline and have not ended: their tools swallow the cancellation."""
@@ -117,6 +135,10 @@ class Pipeline:
                 raise
             logger.exception("call failed unexpectedly")
             raise RuntimeError("something that the call awaited was cancelled") from error
+        except DependencyError as error:  # no traceback: while it is down, this is every call
+            logger.warning("dependency failed", extra=_about(error))
+            outcome = Outcome.TIMEOUT if isinstance(error, DependencyTimeout) else Outcome.ERROR
+            raise
         except Exception:
             logger.exception("call failed unexpectedly")
             raise
@@ -137,6 +159,10 @@ class Pipeline:
         finally:
             _admitted.reset(token)
             self.load_shedder.release()
+
+
+def _about(error: DependencyError) -> dict[str, object]:
+    return {"dependency": error.dependency, "kind": error.kind, "text": error.text, "cause": repr(error.__cause__)}
 
 
 def overdue_check(pipeline: Pipeline) -> Check:

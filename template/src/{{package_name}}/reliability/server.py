@@ -50,6 +50,7 @@ from .masking import (
 from .metrics import CallMetrics, CallStatistics, Outcome
 from .output_limit import limit_output, refuse_oversize, size_of_block, size_of_text
 from .pipeline import Call, Pipeline, overdue_check
+from .questions import AskingSession
 from .worker_threads import WorkerThreads
 
 logger = logging.getLogger(__name__)
@@ -79,6 +80,8 @@ class Limits:
         max_concurrent_calls: Calls in flight at the same time.
         max_queued_calls: Calls that may wait for a place.
         queue_timeout_s: Longest wait for a place, in seconds.
+        answer_timeout_s: Longest wait for a person's answer to a tool's question, in seconds; it is not part of
+            `tool_timeout_s`.
         max_output_bytes: Largest result, in bytes.
         health_interval_s: Seconds between health checks in the background.
         health_check_timeout_s: Limit of one health check, in seconds.
@@ -88,6 +91,7 @@ class Limits:
     max_concurrent_calls: int = 32
     max_queued_calls: int = 64
     queue_timeout_s: float = 5
+    answer_timeout_s: float = 300
     max_output_bytes: int = 100_000
     health_interval_s: float = 30
     health_check_timeout_s: float = 5
@@ -131,7 +135,9 @@ class ReliableServer(MCPServer[AppT], Generic[AppT]):
         )
         for check in checks:
             self.health.add(check)
-        self._pipeline = Pipeline(metrics=self.metrics, load_shedder=self.load_shedder)
+        self._pipeline = Pipeline(
+            metrics=self.metrics, load_shedder=self.load_shedder, answer_timeout_s=limits.answer_timeout_s
+        )
         self.health.add(overdue_check(self._pipeline))
         self._timeouts_s: dict[str, float] = {}
         self._names: dict[str, set[str]] = {"tool": set(), "resource": set(), "prompt": set()}
@@ -264,9 +270,8 @@ class ReliableServer(MCPServer[AppT], Generic[AppT]):
         Raises:
             MCPError: A protocol error that the tool raised on purpose.
         """
-        call = Call(
-            self.metrics.label(name), _request_id(context), self._timeouts_s.get(name, self.limits.tool_timeout_s)
-        )
+        timeout_s = self._timeouts_s.get(name, self.limits.tool_timeout_s)
+        call = self._begin(self.metrics.label(name), context, timeout_s)
         try:
             return await self._pipeline.run(
                 call,
@@ -288,7 +293,7 @@ class ReliableServer(MCPServer[AppT], Generic[AppT]):
         Raises:
             ResourceError: It failed; the text is safe to show.
         """
-        call = Call(_RESOURCES, _request_id(context), self.limits.tool_timeout_s)
+        call = self._begin(_RESOURCES, context, self.limits.tool_timeout_s)
         try:
             return await self._pipeline.run(call, lambda: self._read_resource(uri, context))
         except (MCPError, ResourceNotFoundError):
@@ -304,7 +309,7 @@ class ReliableServer(MCPServer[AppT], Generic[AppT]):
         Raises:
             MCPError: It is unknown, its arguments are wrong, or it failed; the text is safe to show.
         """
-        call = Call(_PROMPTS, _request_id(context), self.limits.tool_timeout_s)
+        call = self._begin(_PROMPTS, context, self.limits.tool_timeout_s)
         try:
             return await self._pipeline.run(call, lambda: self._get_prompt(name, arguments, context))
         except MCPError:
@@ -313,6 +318,14 @@ class ReliableServer(MCPServer[AppT], Generic[AppT]):
             failure = public_error(error, "The prompt")
             code = INVALID_PARAMS if isinstance(failure, ToolFailure) else INTERNAL_ERROR
             raise MCPError(code=code, message=public_text(failure, call.reference)) from None
+
+    def _begin(self, name: str, context: Context[AppT, Any] | None, timeout_s: float) -> Call:
+        if context is None:  # called from a test, or by another tool without its context
+            return Call(name, "", timeout_s)
+        request = context.request_context
+        if not isinstance(request.session, AskingSession):  # it is, when one tool calls another
+            request.session = AskingSession(request.session, self._pipeline.asking)
+        return Call(name, str(request.request_id)[:_LONGEST_SHOWN_NAME], timeout_s)
 
     async def _call_tool(
         self, name: str, arguments: dict[str, Any], context: Context[AppT, Any] | None
@@ -351,12 +364,6 @@ class ReliableServer(MCPServer[AppT], Generic[AppT]):
     def lowlevel(self) -> Server[AppT]:
         """The SDK's low-level server, which a transport runs."""
         return self._lowlevel_server
-
-
-def _request_id(context: Context[Any, Any] | None) -> str:
-    if context is None:  # called from a test, or by another tool without its context
-        return ""
-    return str(context.request_context.request_id)[:_LONGEST_SHOWN_NAME]
 
 
 def _outcome_of(result: CallToolResult | InputRequiredResult) -> Outcome:
