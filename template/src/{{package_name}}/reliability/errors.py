@@ -2,7 +2,8 @@
 
     ReliabilityError
     ├── ToolFailure        a failure that the tool foresaw; its text is meant for the client
-    │   └── HostNotAllowed  a URL that must not be asked
+    │   ├── HostNotAllowed  a URL that must not be asked
+    │   └── PathNotAllowed  a file or directory that must not be read
     ├── DeadlineExceeded   a time limit ran out and the work was cancelled
     │   └── NotEnoughTime  too little of it was left to begin
     ├── Overloaded         refused before any work began
@@ -49,6 +50,10 @@ class ToolFailure(ReliabilityError):
 
 class HostNotAllowed(ToolFailure):
     """The caller's URL is not on the list of hosts that may be asked, or is no URL (R7)."""
+
+
+class PathNotAllowed(ToolFailure):
+    """The caller's path leads out of the directories that may be read, or to nothing that can be (R7)."""
 
 
 class DeadlineExceeded(ReliabilityError):
