@@ -11,7 +11,7 @@ import re
 from contextlib import suppress
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, SecretStr, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, SecretStr, ValidationError, ValidationInfo
 
 
 class EnvironmentSettings(BaseModel):
@@ -55,6 +55,18 @@ def _postgres_url(text: SecretStr) -> SecretStr:
 
 PostgresUrl = Annotated[SecretStr, AfterValidator(_postgres_url)]
 """A setting that is the address of a PostgreSQL database; it may hold a password."""
+
+
+def _chaos_plan(text: str, others: ValidationInfo) -> str:
+    from .chaos import Chaos  # only where there is a plan: it would slow every start
+
+    if chaos := Chaos.parse(text):
+        chaos.refuse_in_production(others.data.get("environment", "production"))
+    return text
+
+
+ChaosPlan = Annotated[str, AfterValidator(_chaos_plan)]
+"""A setting that is a plan of faults for `chaos`; refused where `environment`, declared before it, is production."""
 
 SettingsT = TypeVar("SettingsT", bound=EnvironmentSettings)
 
