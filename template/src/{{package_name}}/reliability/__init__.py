@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .circuit_breaker import CircuitBreaker, CircuitBreakerConfig
     from .configuration import ConfigurationError, load_settings, unknown_variables
     from .deadlines import cleanup, deadline, leaving, paused, remaining_s, require_s
     from .declarations import prompt, resource, tool
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from .server import Limits, ReliableServer
 
 _HOMES = {
+    "circuit_breaker": ("CircuitBreaker", "CircuitBreakerConfig"),
     "configuration": ("ConfigurationError", "load_settings", "unknown_variables"),
     "deadlines": ("cleanup", "deadline", "leaving", "paused", "remaining_s", "require_s"),
     "declarations": ("prompt", "resource", "tool"),
@@ -50,6 +52,8 @@ _HOMES = {
 
 __all__ = [
     "Check",
+    "CircuitBreaker",
+    "CircuitBreakerConfig",
     "CircuitOpen",
     "ConfigurationError",
     "DeadlineExceeded",
