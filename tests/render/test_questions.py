@@ -103,7 +103,7 @@ def test_the_number_of_the_questionnaire_is_recorded_and_computed_values_are_not
     answers = recorded(render())
     assert answers["questionnaire"] == 2
     assert not set(answers) & {"stdlib_modules", "python_keywords", "dependency_modules"}
-    assert not set(answers) & {"calls_http", "has_dependencies"}
+    assert not set(answers) & {"calls_http", "reads_files", "has_dependencies"}
 
 
 @pytest.mark.parametrize(
