@@ -281,3 +281,15 @@ class LoadShedderMachine(RuleBasedStateMachine):
 
 LoadShedderMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
 TestR59AnyOrderOfArrivalsEndsAndCancellations = LoadShedderMachine.TestCase
+
+
+async def test_r59_a_call_that_gave_its_place_back_gets_one_in_its_turn_and_is_never_refused() -> None:
+    gate = LoadShedder(max_concurrent=1, max_queued=0, queue_timeout_s=0.001)
+    await gate.acquire()
+    gate.drain()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(gate.reacquire)
+        await anyio.wait_all_tasks_blocked()
+        assert (gate.in_flight, gate.queued) == (1, 1)
+        gate.release()
+    assert (gate.in_flight, gate.queued) == (1, 0)

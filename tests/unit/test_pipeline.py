@@ -284,8 +284,8 @@ async def test_r44_after_every_outcome_the_context_is_as_it_was() -> None:
     with anyio.move_on_after(0.001):
         await setup.pipeline.run(call(), endless)
     after = contextvars.copy_context()
-    ours = [v for v in after if after[v] != before.get(v, None) and v.name in ("log_context", "admitted", "deadline")]
-    assert [v for v in ours if after[v] not in (None, False, float("inf"))] == []
+    ours = [v for v in after if after[v] != before.get(v, None) and v.name in ("log_context", "place", "deadline")]
+    assert [v for v in ours if after[v] is not None] == []
 
 
 async def test_r52_every_call_has_a_reference_of_its_own_that_finds_its_log_lines(
@@ -365,3 +365,120 @@ async def test_r52_a_failed_dependency_is_logged_with_its_cause_and_without_a_tr
         "text": "The connection to 'api' broke.",
         "cause": "ConnectionResetError('reset by peer')",
     }
+
+
+async def ask(setup: Setup, seconds: float) -> str:
+    async with setup.pipeline.asking():
+        await anyio.sleep(seconds)
+    return "answered"
+
+
+@virtual_time
+async def test_r59_while_a_person_is_asked_the_place_is_free_for_others() -> None:
+    setup = Setup(places=1)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(setup.pipeline.run, call(), lambda: ask(setup, 100))
+        await anyio.sleep(1)
+        assert (setup.gate.in_flight, setup.figures.in_flight) == (0, 1)
+        assert await setup.pipeline.run(call(), work) == "done"
+    assert setup.counted() == {"ok": 2}
+    setup.assert_nothing_is_held()
+
+
+@virtual_time
+async def test_r59_after_the_answer_the_call_waits_for_a_place_and_is_never_refused() -> None:
+    setup = Setup(places=1, queue=1, queue_timeout_s=0.001)
+    in_flight: list[int] = []
+
+    async def asking() -> None:
+        await ask(setup, 10)
+        in_flight.append(setup.gate.in_flight)
+
+    async def busy() -> None:
+        await anyio.sleep(30)
+        in_flight.append(setup.gate.in_flight)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(setup.pipeline.run, call(), asking)
+        await anyio.sleep(1)
+        tasks.start_soon(setup.pipeline.run, call(), busy)
+        await anyio.sleep(10)
+        assert setup.gate.queued == 1
+        setup.gate.drain()
+    assert in_flight == [1, 1]
+    assert setup.counted() == {"ok": 2}
+    setup.assert_nothing_is_held()
+
+
+@virtual_time
+async def test_r59_only_as_many_places_are_lent_as_calls_may_wait() -> None:
+    setup = Setup(places=3, queue=2)
+    async with anyio.create_task_group() as tasks:
+        for _ in range(3):
+            tasks.start_soon(setup.pipeline.run, call(), lambda: ask(setup, 10))
+        await anyio.sleep(1)
+        assert setup.gate.in_flight == 1
+    assert setup.counted() == {"ok": 3}
+    setup.assert_nothing_is_held()
+
+
+@virtual_time
+async def test_r59_a_call_that_asks_several_people_at_once_lends_its_place_once() -> None:
+    setup = Setup(places=1)
+
+    async def asking() -> None:
+        async with anyio.create_task_group() as tasks:
+            for seconds in (5, 20, 10):
+                tasks.start_soon(ask, setup, seconds)
+            await anyio.sleep(1)
+            assert setup.gate.in_flight == 0
+        assert setup.gate.in_flight == 1
+
+    await setup.pipeline.run(call(), asking)
+    assert setup.counted() == {"ok": 1}
+    setup.assert_nothing_is_held()
+
+
+@virtual_time
+async def test_r59_a_task_that_a_call_left_behind_asks_without_a_place() -> None:
+    setup = Setup(places=1)
+    async with anyio.create_task_group() as tasks:
+
+        async def leaving_one_behind() -> None:
+            tasks.start_soon(ask, setup, 10)
+
+        await setup.pipeline.run(call(), leaving_one_behind)
+        await anyio.sleep(1)
+        assert setup.gate.in_flight == 0
+    setup.assert_nothing_is_held()
+
+
+@virtual_time
+async def test_r44_no_answer_in_time_is_a_timeout_of_the_answer() -> None:
+    setup = Setup()
+    with pytest.raises(DeadlineExceeded, match="The answer to a question took longer than its limit of 300 s"):
+        await setup.pipeline.run(call(), lambda: ask(setup, 1000))
+    assert setup.counted() == {"timeout": 1}
+    setup.assert_nothing_is_held()
+
+
+@pytest.mark.parametrize("how", CANCELLERS)
+@pytest.mark.parametrize("busy", [False, True], ids=["a place is free", "has to wait"])
+async def test_r46_cancelled_at_any_await_of_a_question_nothing_is_lost(how: str, *, busy: bool) -> None:
+    setup = Setup(places=1)
+
+    async def asking() -> None:
+        async with setup.pipeline.asking():
+            await asyncio.sleep(0)
+            if busy:
+                await setup.gate.acquire()
+                asyncio.get_running_loop().call_soon(setup.gate.release)
+
+    async def one_call() -> None:
+        await setup.pipeline.run(call(), asking)
+
+    async def nothing_is_lost() -> None:
+        setup.assert_nothing_is_held()
+        assert setup.pipeline._lent == 0
+
+    assert await cancel_at_every_await(one_call, nothing_is_lost, how=how) >= 1

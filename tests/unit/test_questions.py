@@ -238,3 +238,17 @@ async def test_r44_in_the_modern_era_each_round_of_a_tool_that_returns_its_quest
     assert left == [0.4, 0.4]
     assert outcomes(server, "asks") == {"ok": 2}
     assert server.load_shedder.in_flight == 0
+
+
+async def test_r59_a_server_that_waits_for_people_serves_others() -> None:
+    @tool()
+    async def quick() -> str:
+        return "done"
+
+    server = server_of(book, quick, max_concurrent_calls=1, max_queued_calls=1)
+    async with client_of(server) as client, anyio.create_task_group() as tasks:
+        tasks.start_soon(client.call_tool, "book", {})
+        await anyio.sleep(1)
+        assert text(await client.call_tool("quick", {})) == "done"
+    assert outcomes(server, "book") == {"ok": 1}
+    assert server.load_shedder.in_flight == 0

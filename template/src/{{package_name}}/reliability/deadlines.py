@@ -16,6 +16,7 @@ stops the clock while a person is being asked, and `cleanup` lets code end well 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import math
 import time
@@ -120,6 +121,12 @@ def _surrounding() -> Iterator[Deadline]:
         limit = limit.outer
 
 
+@functools.cache
+def _scope_class() -> type[anyio.CancelScope]:
+    """What `anyio.CancelScope()` makes. It looks for it anew each time, which takes a third of a deadline's time."""
+    return type(anyio.CancelScope())
+
+
 class Deadline(AbstractContextManager[None]):
     """See `deadline`. A class, because it costs half of what a generator does, and it is around every call."""
 
@@ -162,8 +169,8 @@ class Deadline(AbstractContextManager[None]):
         self.outer: Deadline | None = _innermost.get()
         self._token: Token[Deadline | None] = _innermost.set(self)
         # the loop's clock is anyio's, without asking for its backend
-        self._scope = anyio.CancelScope(deadline=asyncio.get_running_loop().time() + self._limit_s)
-        self._scope.__enter__()
+        self._scope = scope = _scope_class()(deadline=asyncio.get_running_loop().time() + self._limit_s)
+        scope.__enter__()
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None

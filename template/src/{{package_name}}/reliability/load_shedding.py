@@ -71,6 +71,14 @@ class LoadShedder:
             return False
         return True
 
+    async def reacquire(self) -> None:
+        """Take a place again that a call gave back on its way: it waits for its turn, and is never refused."""
+        self.queued += 1
+        try:
+            await self._places.acquire()
+        finally:
+            self.queued -= 1
+
     def release(self) -> None:
         """Give a place back; whoever waits longest gets it."""
         self._places.release()

@@ -33,9 +33,20 @@ T = TypeVar("T")
 _process = secrets.token_hex(4)
 _numbers = itertools.count(1)
 _ALLOWANCE_S = 1.0
-_EXPECTED = frozenset({Outcome.OK, Outcome.TOOL_ERROR, Outcome.CANCELLED})
+_EXPECTED = frozenset({Outcome.OK, Outcome.FALLBACK, Outcome.TOOL_ERROR, Outcome.CANCELLED})
 """Outcomes that need nobody's attention; the others show the client a reference, which the log must hold."""
-_admitted: ContextVar[bool] = ContextVar("admitted", default=False)
+
+
+class _Place:
+    """One of the places of calls in flight; `is_held` is false while it is lent to others."""
+
+    __slots__ = ("is_held",)
+
+    def __init__(self) -> None:
+        self.is_held = True
+
+
+_place: ContextVar[_Place | None] = ContextVar("place", default=None)
 """A call within a call (a tool that reads a resource) shares its place; waiting for a second one could be for ever."""
 
 
@@ -73,16 +84,37 @@ class Pipeline:
         self._answer_timeout_s = answer_timeout_s
         self._clock = clock
         self._running: set[Deadline] = set()
+        self._lent = 0
 
     @asynccontextmanager
     async def asking(self) -> AsyncIterator[None]:
-        """Around a question to a person: the call's clock stands still (R44).
+        """Around a question to a person: the call's clock stands still, and others use its place (R44, R59).
 
         Raises:
             DeadlineExceeded: The answer took longer than `answer_timeout_s`.
         """
-        with paused(), deadline(self._answer_timeout_s, what="The answer to a question"):
-            yield
+        place = self._lend()
+        try:
+            with paused(), deadline(self._answer_timeout_s, what="The answer to a question"):
+                yield
+        finally:
+            if place is not None:
+                await self._take_back(place)
+
+    def _lend(self) -> _Place | None:
+        """The place that is now free for others; None if the call keeps it, because many questions are open already."""
+        place = _place.get()
+        if place is None or not place.is_held or self._lent == self.load_shedder.max_queued:
+            return None
+        place.is_held = False
+        self._lent += 1
+        self.load_shedder.release()
+        return place
+
+    async def _take_back(self, place: _Place) -> None:
+        self._lent -= 1
+        await self.load_shedder.reacquire()  # a call that is cancelled goes on without
+        place.is_held = True
 
     def overdue(self) -> int:
         """Calls that were cancelled at their deadline and have not ended: their tools swallow the cancellation."""
@@ -117,7 +149,7 @@ class Pipeline:
         outcome = Outcome.ERROR
         try:
             with limit:
-                result = await (work() if always_admit or _admitted.get() else self._admit(work))
+                result = await (work() if always_admit or _place.get() else self._admit(work))
             outcome = outcome_of(result)
             return result
         except DeadlineExceeded:
@@ -153,12 +185,15 @@ class Pipeline:
 
     async def _admit(self, work: Callable[[], Awaitable[T]]) -> T:
         await self.load_shedder.acquire()
-        token = _admitted.set(True)
+        place = _Place()
+        token = _place.set(place)
         try:
             return await work()
         finally:
-            _admitted.reset(token)
-            self.load_shedder.release()
+            _place.reset(token)
+            if place.is_held:
+                place.is_held = False  # nor can a task that the call left behind lend it
+                self.load_shedder.release()
 
 
 def _about(error: DependencyError) -> dict[str, object]:
