@@ -8,7 +8,7 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from reliability.metrics import UNKNOWN, CallMetrics, CallStatistics, Histogram, Outcome
+from reliability.metrics import BUCKETS_S, UNKNOWN, CallMetrics, CallStatistics, Histogram, Outcome
 
 LARGEST_ERROR = 0.04
 durations = st.floats(min_value=1e-5, max_value=3600)
@@ -97,15 +97,15 @@ def test_r62_each_outcome_is_counted_apart(outcome: Outcome) -> None:
     assert {o.value: getattr(figures, o.value) for o in Outcome} == {o.value: int(o is outcome) for o in Outcome}
 
 
-def test_r62_errors_are_everything_but_success_and_cancellation() -> None:
+def test_r62_errors_are_everything_but_an_answer_and_a_cancellation() -> None:
     metrics = CallMetrics()
     metrics.register("add")
     for outcome in Outcome:
         metrics.started("add")
         metrics.finished("add", outcome, 0.001)
     figures = only(metrics)
-    assert (figures.calls, figures.errors) == (6, 4)
-    assert figures.error_rate == round(4 / 6, 4)
+    assert (figures.calls, figures.errors) == (7, 4)
+    assert figures.error_rate == round(4 / 7, 4)
 
 
 def test_r46_a_cancellation_by_the_client_is_not_an_error() -> None:
@@ -147,3 +147,63 @@ def test_r60_durations_are_given_in_milliseconds() -> None:
     figures = only(metrics)
     assert figures.mean_ms == 250
     assert figures.p50_ms == pytest.approx(250, rel=LARGEST_ERROR)
+
+
+@given(recorded=st.lists(durations | st.sampled_from(BUCKETS_S), max_size=200))
+def test_r63_the_counts_at_the_bounds_of_monitoring_systems_are_exact(recorded: list[float]) -> None:
+    histogram = Histogram()
+    for duration_s in recorded:
+        histogram.record(duration_s)
+    assert histogram.cumulative() == [sum(d <= bound_s for d in recorded) for bound_s in BUCKETS_S]
+
+
+@given(groups=st.lists(st.lists(durations, max_size=20), max_size=5), q=st.floats(min_value=0, max_value=1))
+def test_r60_histograms_add_up_to_one_that_had_counted_everything(groups: list[list[float]], q: float) -> None:
+    parts, whole = [Histogram() for _ in groups], Histogram()
+    for part, group in zip(parts, groups, strict=True):
+        for duration_s in group:
+            part.record(duration_s)
+            whole.record(duration_s)
+    merged = Histogram.merged(parts)
+    assert (merged.count, merged.percentile(q), merged.cumulative()) == (
+        whole.count,
+        whole.percentile(q),
+        whole.cumulative(),
+    )
+    assert merged.sum_s == pytest.approx(whole.sum_s)
+
+
+def test_r62_durations_are_kept_apart_by_outcome() -> None:
+    metrics = CallMetrics()
+    metrics.register("add")
+    for outcome, duration_s in [(Outcome.OK, 0.01), (Outcome.OK, 0.04), (Outcome.TIMEOUT, 25.0)]:
+        metrics.started("add")
+        metrics.finished("add", outcome, duration_s)
+    ok, timeout = metrics.durations()
+    assert (ok.name, ok.outcome, ok.calls) == ("add", Outcome.OK, 2)
+    assert ok.sum_s == pytest.approx(0.05)
+    assert ok.cumulative == [1, 1, *[2] * 12]
+    assert (timeout.name, timeout.outcome, timeout.calls, timeout.sum_s) == ("add", Outcome.TIMEOUT, 1, 25)
+    assert timeout.cumulative == [0] * 10 + [1] * 4
+    figures = only(metrics)
+    assert figures.calls == 3
+    assert figures.p50_ms == pytest.approx(40, rel=LARGEST_ERROR)
+    assert figures.mean_ms == round(25_050 / 3, 3)
+
+
+def test_r60_a_name_that_nobody_calls_costs_no_histogram() -> None:
+    metrics = CallMetrics()
+    metrics.register("add")
+    assert metrics.durations() == []
+
+
+def test_r60_percentiles_that_are_reported_are_those_they_are_called() -> None:
+    metrics = CallMetrics()
+    metrics.register("add")
+    for milliseconds in range(1, 1001):
+        metrics.started("add")
+        metrics.finished("add", Outcome.OK, milliseconds / 1000)
+    figures = only(metrics)
+    assert figures.p50_ms == pytest.approx(500, rel=LARGEST_ERROR)
+    assert figures.p95_ms == pytest.approx(950, rel=LARGEST_ERROR)
+    assert figures.p99_ms == pytest.approx(990, rel=LARGEST_ERROR)

@@ -1,22 +1,30 @@
 """Counters and fixed-memory histograms of all calls (R60-R63).
 
 Memory depends on the number of registered names, never on the number of calls: a histogram is a fixed list of
-buckets whose bounds grow by 8 % each, so that a percentile is exact to within 4 %.
+buckets whose bounds grow by at most 8 % each, so that a percentile is exact to within 4 %. The bounds that monitoring
+systems expect are among them, and so are exact there, too.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import accumulate
 
 UNKNOWN = "unknown"
 """The label of every name that was not registered (R61)."""
 
-_SMALLEST_S = 1e-5
-_GROWTH = 1.08
-_LOG_GROWTH = math.log(_GROWTH)
-_BUCKETS = math.ceil(math.log(3600 / _SMALLEST_S) / _LOG_GROWTH) + 1
+BUCKETS_S = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+"""Upper bounds in seconds, as OpenTelemetry's conventions for MCP advise."""
+
+_SMALLEST_S, _LARGEST_S, _GROWTH = 1e-5, 3600, 1.08
+_STEPS = math.ceil(math.log(_LARGEST_S / _SMALLEST_S) / math.log(_GROWTH))
+_BOUNDS_S = sorted({*(_SMALLEST_S * _GROWTH**step for step in range(_STEPS + 1)), *BUCKETS_S})
+_LAST = len(_BOUNDS_S) - 1
+_INDEXES = [_BOUNDS_S.index(bound_s) for bound_s in BUCKETS_S]
 
 
 class Outcome(StrEnum):
@@ -44,29 +52,43 @@ _ERRORS = (Outcome.TOOL_ERROR, Outcome.ERROR, Outcome.TIMEOUT, Outcome.REJECTED)
 class Histogram:
     """Durations in seconds, from 10 us to an hour; what lies outside counts in the first or the last bucket."""
 
-    __slots__ = ("_buckets", "count", "sum_s")
+    __slots__ = ("_buckets", "sum_s")
 
     def __init__(self) -> None:
-        self._buckets = [0] * _BUCKETS
-        self.count = 0
+        self._buckets = [0] * len(_BOUNDS_S)
         self.sum_s = 0.0
+
+    @classmethod
+    def merged(cls, histograms: Iterable[Histogram]) -> Histogram:
+        """One that has counted what all of them have."""
+        whole = cls()
+        for histogram in histograms:
+            whole.sum_s += histogram.sum_s
+            whole._buckets = [a + b for a, b in zip(whole._buckets, histogram._buckets, strict=True)]
+        return whole
+
+    @property
+    def count(self) -> int:
+        """How many durations were counted."""
+        return sum(self._buckets)
 
     def record(self, duration_s: float) -> None:
         """Count one duration."""
-        index = math.ceil(math.log(duration_s / _SMALLEST_S) / _LOG_GROWTH) if duration_s > _SMALLEST_S else 0
-        self._buckets[min(index, _BUCKETS - 1)] += 1
-        self.count += 1
+        self._buckets[bisect_left(_BOUNDS_S, duration_s, 0, _LAST)] += 1
         self.sum_s += duration_s
 
     def percentile(self, q: float) -> float:
         """The duration in seconds that the share `q` (0 to 1) of all calls did not exceed; 0 without calls."""
         rank = q * self.count
-        seen = 0
-        for index, calls in enumerate(self._buckets):
-            seen += calls
-            if calls and seen >= rank:
-                return float(_SMALLEST_S * _GROWTH ** (index - 0.5))  # the geometric middle of the bucket
+        for index, seen in enumerate(accumulate(self._buckets)):
+            if seen and seen >= rank:
+                return math.sqrt(_BOUNDS_S[max(0, index - 1)] * _BOUNDS_S[index])  # the geometric middle of the bucket
         return 0.0
+
+    def cumulative(self) -> list[int]:
+        """How many durations did not exceed each of `BUCKETS_S`."""
+        seen = list(accumulate(self._buckets))
+        return [seen[index] for index in _INDEXES]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,29 +115,57 @@ class CallStatistics:
     p99_ms: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class DurationStatistics:
+    """The durations of all calls of one name that ended in one way."""
+
+    name: str
+    outcome: Outcome
+    calls: int
+    sum_s: float
+    cumulative: list[int]
+    """How many calls did not exceed each of `BUCKETS_S`."""
+
+
 class _Series:
-    __slots__ = ("durations", "in_flight", "outcomes")
+    __slots__ = ("durations", "in_flight")
 
     def __init__(self) -> None:
-        self.outcomes = dict.fromkeys(Outcome, 0)
+        self.durations: dict[Outcome, Histogram] = {}
         self.in_flight = 0
-        self.durations = Histogram()
+
+    def record(self, outcome: Outcome, duration_s: float) -> None:
+        if outcome not in self.durations:  # most names never see most outcomes
+            self.durations[outcome] = Histogram()
+        self.durations[outcome].record(duration_s)
 
     def statistics(self, name: str) -> CallStatistics:
-        calls = self.durations.count
-        errors = sum(self.outcomes[outcome] for outcome in _ERRORS)
+        outcomes = {outcome: self.durations[outcome].count if outcome in self.durations else 0 for outcome in Outcome}
+        calls = sum(outcomes.values())
+        errors = sum(outcomes[outcome] for outcome in _ERRORS)
+        durations = Histogram.merged(self.durations.values())
         return CallStatistics(
             name=name,
             calls=calls,
             in_flight=self.in_flight,
-            **{outcome.value: count for outcome, count in self.outcomes.items()},
+            **{outcome.value: count for outcome, count in outcomes.items()},
             errors=errors,
             error_rate=round(errors / calls, 4) if calls else 0.0,
-            mean_ms=_ms(self.durations.sum_s / calls) if calls else 0.0,
-            p50_ms=_ms(self.durations.percentile(0.50)),
-            p95_ms=_ms(self.durations.percentile(0.95)),
-            p99_ms=_ms(self.durations.percentile(0.99)),
+            mean_ms=_ms(durations.sum_s / calls) if calls else 0.0,
+            p50_ms=_ms(durations.percentile(0.50)),
+            p95_ms=_ms(durations.percentile(0.95)),
+            p99_ms=_ms(durations.percentile(0.99)),
         )
+
+    def duration_statistics(self, name: str) -> Iterable[DurationStatistics]:
+        for outcome, histogram in self.durations.items():
+            yield DurationStatistics(
+                name=name,
+                outcome=outcome,
+                calls=histogram.count,
+                sum_s=histogram.sum_s,
+                cumulative=histogram.cumulative(),
+            )
 
 
 def _ms(seconds: float) -> float:
@@ -144,13 +194,16 @@ class CallMetrics:
         """The call ended with `outcome` after `duration_s` seconds."""
         series = self._series[self.label(name)]
         series.in_flight -= 1
-        series.outcomes[outcome] += 1
-        series.durations.record(duration_s)
+        series.record(outcome, duration_s)
 
     def statistics(self) -> list[CallStatistics]:
         """A snapshot of every series; `unknown` only when it was used."""
         return [
             series.statistics(name)
             for name, series in self._series.items()
-            if name != UNKNOWN or series.durations.count or series.in_flight
+            if name != UNKNOWN or series.durations or series.in_flight
         ]
+
+    def durations(self) -> list[DurationStatistics]:
+        """A snapshot of the durations of every series, for each outcome that it has seen."""
+        return [found for name, series in self._series.items() for found in series.duration_statistics(name)]
