@@ -32,7 +32,7 @@ class SlidingWindow:
         """Forget what is too old at `now`; `record` does it by itself."""
 
     def __str__(self) -> str:
-        return f"{self.failures} of {self.calls} calls failed, {self.slow} were slow"
+        return f"{self.failures} of {self.calls} calls failed, {self.slow} took too long"
 
     @property
     def failure_rate(self) -> float:
