@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .declarations import prompt, resource, tool
     from .errors import (
         CircuitOpen,
+        ConstraintViolated,
         DeadlineExceeded,
         DependencyBusy,
         DependencyError,
@@ -35,6 +36,7 @@ _HOMES = {
     "declarations": ("prompt", "resource", "tool"),
     "errors": (
         "CircuitOpen",
+        "ConstraintViolated",
         "DeadlineExceeded",
         "DependencyBusy",
         "DependencyError",
@@ -56,6 +58,7 @@ __all__ = [
     "CircuitBreakerConfig",
     "CircuitOpen",
     "ConfigurationError",
+    "ConstraintViolated",
     "DeadlineExceeded",
     "DependencyBusy",
     "DependencyError",

@@ -56,6 +56,17 @@ class PathNotAllowed(ToolFailure):
     """The caller's path leads out of the directories that may be read, or to nothing that can be (R7)."""
 
 
+class ConstraintViolated(ToolFailure):
+    """The database refused a change, because it breaks a rule of the schema: its answer, not its failure.
+
+    `rule` is "unique", "foreign key", "not null", "check", or "other".
+    """
+
+    def __init__(self, rule: str) -> None:
+        super().__init__(f"The database refused the change: it breaks a rule ({rule}).")
+        self.rule = rule
+
+
 class DeadlineExceeded(ReliabilityError):
     """The time limit `limit_s` (seconds) ran out; the work was cancelled (R43)."""
 
