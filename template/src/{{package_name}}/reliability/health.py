@@ -15,10 +15,12 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 import anyio
 
 from .cancellation import is_cancelled
+from .parts import DependencyState, Parts
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +84,10 @@ class HealthReport:
     checked_s_ago: float | None
     """None before the first run of the checks; the server is not ready until then."""
     checks: list[CheckResult] = field(default_factory=list)
+    dependencies: list[DependencyState] = field(default_factory=list)
+    pools: list[Any] = field(default_factory=list)
+    """The statistics of every pool, as they are at this moment; the same for caches."""
+    caches: list[Any] = field(default_factory=list)
 
 
 class HealthMonitor:
@@ -94,6 +100,7 @@ class HealthMonitor:
         timeout_s: Limit of each single check, in seconds.
         max_age_s: A result that is younger is served again.
         calls: Returns the numbers of calls in flight and waiting.
+        parts: What the server consists of.
     """
 
     def __init__(
@@ -105,6 +112,7 @@ class HealthMonitor:
         timeout_s: float = 5,
         max_age_s: float = 1,
         calls: Callable[[], tuple[int, int]] = lambda: (0, 0),
+        parts: Parts | None = None,
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[float, float], float] = random.uniform,
     ) -> None:
@@ -115,6 +123,7 @@ class HealthMonitor:
         self._timeout_s = timeout_s
         self._max_age_s = max_age_s
         self._calls = calls
+        self._parts = parts or Parts()
         self._clock = clock
         self._jitter = jitter
         self._checks: dict[str, Check] = {}
@@ -152,6 +161,9 @@ class HealthMonitor:
             calls_queued=queued,
             checked_s_ago=round(max(0.0, self._clock() - self._checked_at), 1) if self._runs else None,
             checks=self._results,
+            dependencies=self._parts.dependency_states(),
+            pools=self._parts.statistics("pool"),
+            caches=self._parts.statistics("cache"),
         )
 
     def uptime_s(self) -> float:

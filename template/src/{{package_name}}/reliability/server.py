@@ -14,7 +14,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import anyio
 from mcp.server import MCPServer
@@ -49,13 +49,20 @@ from .masking import (
 )
 from .metrics import CallMetrics, CallStatistics, Outcome
 from .output_limit import limit_output, refuse_oversize, size_of_block, size_of_text
+from .parts import Part, Parts
 from .pipeline import Call, Pipeline, overdue_check
 from .questions import AskingSession
 from .worker_threads import WorkerThreads
 
+if TYPE_CHECKING:
+    from .chaos import Chaos
+    from .dependency import Dependency, DependencyLimits
+    from .dependency_group import DependencyGroup
+
 logger = logging.getLogger(__name__)
 
 AppT = TypeVar("AppT")
+DependencyT = TypeVar("DependencyT", "Dependency", "DependencyGroup")
 
 _HEALTH, _METRICS = "health-check", "get-metrics"
 _BUILT_IN = frozenset({_HEALTH, _METRICS})
@@ -69,6 +76,10 @@ class Metrics:
 
     uptime_s: float
     calls: list[CallStatistics]
+    dependencies: list[Any]
+    """`DependencyStatistics`; a group of dependencies gives one for each member."""
+    pools: list[Any]
+    caches: list[Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +117,7 @@ class ReliableServer(MCPServer[AppT], Generic[AppT]):
         lifespan: Opens what the tools need and closes it again; its value is the tools' `lifespan_context`.
         limits: See `Limits`.
         checks: Health checks beside those that dependencies add.
+        chaos: Faults to inject into the dependencies, for a rehearsal.
         kwargs: Passed on to `MCPServer`.
     """
 
@@ -117,6 +129,7 @@ class ReliableServer(MCPServer[AppT], Generic[AppT]):
         lifespan: Callable[[ReliableServer[AppT]], AbstractAsyncContextManager[AppT]],
         limits: Limits,
         checks: Iterable[Check] = (),
+        chaos: Chaos | None = None,
         **kwargs: Any,
     ) -> None:
         self.limits = limits
@@ -126,12 +139,15 @@ class ReliableServer(MCPServer[AppT], Generic[AppT]):
             queue_timeout_s=limits.queue_timeout_s,
         )
         self.metrics = CallMetrics()
+        self.parts = Parts()
+        self._chaos = chaos
         self.health = HealthMonitor(
             name=name,
             version=version,
             interval_s=limits.health_interval_s,
             timeout_s=limits.health_check_timeout_s,
             calls=lambda: (self.load_shedder.in_flight, self.load_shedder.queued),
+            parts=self.parts,
         )
         for check in checks:
             self.health.add(check)
@@ -151,6 +167,68 @@ class ReliableServer(MCPServer[AppT], Generic[AppT]):
         """Refuse new calls and report "not ready", because the process is about to stop (R68)."""
         self.load_shedder.drain()
         self.health.draining = True
+
+    def dependency(
+        self,
+        name: str,
+        limits: DependencyLimits | None = None,
+        *,
+        critical: bool = False,
+        is_failure: Callable[[Exception], bool] | None = None,
+    ) -> Dependency:
+        """A new dependency, which reports its health and its figures by itself; see `Dependency`.
+
+        Raises:
+            ValueError: The name is taken.
+        """
+        from .circuit_breaker import is_dependency_failure  # here, because a server may have none
+        from .dependency import Dependency, DependencyLimits
+
+        return self._watch_dependency(
+            Dependency(
+                name,
+                limits or DependencyLimits(),
+                critical=critical,
+                is_failure=is_failure or is_dependency_failure,
+                chaos=self._chaos,
+            )
+        )
+
+    def dependency_group(
+        self,
+        name: str,
+        limits: DependencyLimits | None = None,
+        *,
+        critical: bool = False,
+        is_failure: Callable[[Exception], bool] | None = None,
+    ) -> DependencyGroup:
+        """New dependencies that are alike, such as the hosts that a tool asks; see `DependencyGroup`.
+
+        Raises:
+            ValueError: The name is taken.
+        """
+        from .circuit_breaker import is_dependency_failure
+        from .dependency import DependencyLimits
+        from .dependency_group import DependencyGroup
+
+        return self._watch_dependency(
+            DependencyGroup(
+                name,
+                limits or DependencyLimits(),
+                critical=critical,
+                is_failure=is_failure or is_dependency_failure,
+                chaos=self._chaos,
+            )
+        )
+
+    def _watch_dependency(self, made: DependencyT) -> DependencyT:
+        self.health.add(made.check())
+        self.parts.add("dependency", made)
+        return made
+
+    def watch(self, part: Part, *, kind: Literal["pool", "cache"] = "pool") -> None:
+        """Show the statistics of a pool or a cache in the health report and the metrics."""
+        self.parts.add(kind, part)
 
     def include(self, package: ModuleType) -> None:
         """Register everything that `package` and the modules below it declare with `@tool`, `@resource`, `@prompt`.
@@ -244,8 +322,14 @@ class ReliableServer(MCPServer[AppT], Generic[AppT]):
 
         @tool(name=_METRICS, title="Metrics", read_only=True)
         async def get_metrics() -> Metrics:
-            """Show how many calls were made since the start, how they ended, and how long they took."""
-            return Metrics(uptime_s=self.health.uptime_s(), calls=self.metrics.statistics())
+            """Show how many calls were made since the start, how they ended, how long they took, and what they used."""
+            return Metrics(
+                uptime_s=self.health.uptime_s(),
+                calls=self.metrics.statistics(),
+                dependencies=self.parts.statistics("dependency"),
+                pools=self.parts.statistics("pool"),
+                caches=self.parts.statistics("cache"),
+            )
 
         for function in (health_check, get_metrics):
             self.register(function)
@@ -255,6 +339,8 @@ class ReliableServer(MCPServer[AppT], Generic[AppT]):
     @asynccontextmanager
     async def _run_lifespan(self, _: MCPServer[AppT]) -> AsyncIterator[AppT]:
         async with self._open(self) as app, anyio.create_task_group() as background:
+            if self._chaos is not None:
+                self._chaos.announce()
             background.start_soon(self.health.run)
             logger.info("ready", extra={"server": self.name, "version": self.version})
             try:
