@@ -67,8 +67,9 @@ def remaining_s() -> float:
     It works in worker threads, too.
     """
     try:
-        left = anyio.current_effective_deadline() - anyio.current_time()
-    except anyio.NoEventLoopError:
+        now = asyncio.get_running_loop().time()  # anyio's clock, without asking for its backend
+        left = anyio.current_effective_deadline() - now
+    except RuntimeError:
         left = min((limit.expires_at for limit in _surrounding()), default=math.inf) - time.monotonic()
     return max(0.0, left)
 
@@ -168,7 +169,6 @@ class Deadline(AbstractContextManager[None]):
     def __enter__(self) -> None:
         self.outer: Deadline | None = _innermost.get()
         self._token: Token[Deadline | None] = _innermost.set(self)
-        # the loop's clock is anyio's, without asking for its backend
         self._scope = scope = _scope_class()(deadline=asyncio.get_running_loop().time() + self._limit_s)
         scope.__enter__()
 
