@@ -8,12 +8,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .chaos import Chaos
     from .circuit_breaker import CircuitBreaker, CircuitBreakerConfig
     from .configuration import ConfigurationError, load_settings, unknown_variables
     from .deadlines import cleanup, deadline, leaving, paused, remaining_s, require_s
     from .declarations import prompt, resource, tool
+    from .dependency import Dependency, DependencyLimits
+    from .dependency_group import DependencyGroup
     from .errors import (
         CircuitOpen,
+        ConnectionBroken,
         ConstraintViolated,
         DeadlineExceeded,
         DependencyBusy,
@@ -27,15 +31,20 @@ if TYPE_CHECKING:
         ToolFailure,
     )
     from .health import Check, Unhealthy, memory_check
+    from .retry import RetryConfig
     from .server import Limits, ReliableServer
 
 _HOMES = {
+    "chaos": ("Chaos",),
     "circuit_breaker": ("CircuitBreaker", "CircuitBreakerConfig"),
     "configuration": ("ConfigurationError", "load_settings", "unknown_variables"),
     "deadlines": ("cleanup", "deadline", "leaving", "paused", "remaining_s", "require_s"),
     "declarations": ("prompt", "resource", "tool"),
+    "dependency": ("Dependency", "DependencyLimits"),
+    "dependency_group": ("DependencyGroup",),
     "errors": (
         "CircuitOpen",
+        "ConnectionBroken",
         "ConstraintViolated",
         "DeadlineExceeded",
         "DependencyBusy",
@@ -49,26 +58,33 @@ _HOMES = {
         "ToolFailure",
     ),
     "health": ("Check", "Unhealthy", "memory_check"),
+    "retry": ("RetryConfig",),
     "server": ("Limits", "ReliableServer"),
 }
 
 __all__ = [
+    "Chaos",
     "Check",
     "CircuitBreaker",
     "CircuitBreakerConfig",
     "CircuitOpen",
     "ConfigurationError",
+    "ConnectionBroken",
     "ConstraintViolated",
     "DeadlineExceeded",
+    "Dependency",
     "DependencyBusy",
     "DependencyError",
     "DependencyFailed",
+    "DependencyGroup",
+    "DependencyLimits",
     "DependencyTimeout",
     "Limits",
     "NotEnoughTime",
     "Overloaded",
     "ReliabilityError",
     "ReliableServer",
+    "RetryConfig",
     "ShuttingDown",
     "ToolFailure",
     "Unhealthy",

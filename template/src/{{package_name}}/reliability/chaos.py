@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import anyio
 
-from .errors import DependencyFailed
+from .errors import ConnectionBroken
 
 logger = logging.getLogger(__name__)
 
@@ -46,10 +46,6 @@ class Faults:
     latency: float = 0.0
     error: float = 0.0
     hang: float = 0.0
-
-
-class InjectedFailure(DependencyFailed):
-    """A failure that the chaos setting asked for; for the breaker it is always the dependency's."""
 
 
 class Chaos:
@@ -110,7 +106,7 @@ class Chaos:
         if self._draw() < faults.hang:
             await anyio.sleep_forever()  # the limit of the attempt ends it
         if self._draw() < faults.error:
-            raise InjectedFailure(dependency, f"The dependency {dependency!r} failed: the chaos setting asked for it.")
+            raise ConnectionBroken(dependency, "the chaos setting asked for it")
 
 
 def _faults(listed: str) -> Faults:

@@ -17,12 +17,13 @@ import functools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import TracebackType
 from typing import NoReturn, TypeVar
 
+from .bounds import bounded, check_bounds
 from .cancellation import is_cancelled
-from .chaos import Chaos, InjectedFailure
+from .chaos import Chaos
 from .circuit_breaker import (
     CircuitBreaker,
     CircuitBreakerConfig,
@@ -31,10 +32,10 @@ from .circuit_breaker import (
     is_dependency_failure,
 )
 from .deadlines import Deadline, remaining_s
-from .errors import DependencyBusy, DependencyError, DependencyFailed, DependencyTimeout, NotEnoughTime
+from .errors import ConnectionBroken, DependencyBusy, DependencyError, DependencyTimeout, NotEnoughTime
 from .health import Check, Unhealthy
 from .load_shedding import LoadShedder
-from .retry import Retry, RetryConfig, RetryStatistics
+from .retry import Retry, RetryConfig
 
 T = TypeVar("T")
 
@@ -43,56 +44,70 @@ _SHARE_OF_WHAT_IS_LEFT = 0.95
 _SMALLEST_SHARE = 0.1
 """An attempt that gets less than this share of its limit would only burden the dependency."""
 _BROKEN = (ConnectionError, TimeoutError, asyncio.CancelledError)
-"""A connection broke, when it is not this task that is cancelled: a library's own task can be, too."""
+"""Errors of a connection that broke: the last one when it was not this task that was cancelled, but the library's."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DependencyLimits:
-    """Every limit of one dependency.
-
-    Args:
-        attempt_timeout_s: Limit of one attempt, in seconds; greater than zero.
-        max_concurrent: Calls in progress at the same time; None for no bound, when e.g. a pool is one.
-        max_queued: Calls that may wait for a place.
-        queue_timeout_s: Longest wait for a place, in seconds.
-        circuit_breaker: See `CircuitBreakerConfig`.
-        retry: See `RetryConfig`.
+    """Every limit of one dependency. Beside each number stand its default, its lowest and its highest value.
 
     Raises:
-        ValueError: A value is out of its range.
+        ValueError: A value is beyond its limits.
     """
 
-    attempt_timeout_s: float = 5
-    max_concurrent: int | None = 10
-    max_queued: int = 20
-    queue_timeout_s: float = 5
+    attempt_timeout_s: float = bounded(5, 0.001, 3600)
+    """Limit of one attempt."""
+    max_concurrent: int | None = bounded(10, 1, 10_000)
+    """Calls in progress at the same time; None for no bound, when e.g. a pool is one."""
+    max_queued: int = bounded(20, 0, 10_000)
+    """Calls that may wait for a place."""
+    queue_timeout_s: float = bounded(5, 0.001, 3600)
+    """Longest wait for a place."""
     circuit_breaker: CircuitBreakerConfig = field(default_factory=CircuitBreakerConfig)
     retry: RetryConfig = field(default_factory=RetryConfig)
 
     def __post_init__(self) -> None:
-        if not 0 < self.attempt_timeout_s < float("inf"):
-            raise ValueError(f"attempt_timeout_s must be greater than zero, not {self.attempt_timeout_s}")
-        if self.max_concurrent is not None and self.max_concurrent < 1:
-            raise ValueError(f"max_concurrent must be at least 1, or None, not {self.max_concurrent}")
-        if self.max_queued < 0:
-            raise ValueError(f"max_queued must be zero or more, not {self.max_queued}")
-        if not 0 < self.queue_timeout_s < float("inf"):
-            raise ValueError(f"queue_timeout_s must be greater than zero, not {self.queue_timeout_s}")
+        check_bounds(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DependencyTotals:
+    """What was counted since the start; it only ever grows."""
+
+    calls: int = 0
+    """Attempts that were made: retries included, refusals not."""
+    failures: int = 0
+    """Attempts that counted against the dependency."""
+    timeouts: int = 0
+    """Attempts that ended at their limit; failures, too."""
+    busy: int = 0
+    """Calls refused by the bulkhead."""
+    rejected: int = 0
+    """Calls refused by the breaker."""
+    opened: int = 0
+    """How often the breaker opened."""
+    retries: int = 0
+    retries_refused: int = 0
+    """Retries that the budget did not pay for."""
+
+    def __add__(self, other: DependencyTotals) -> DependencyTotals:
+        return DependencyTotals(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
 
 
 @dataclass(frozen=True, kw_only=True)
 class DependencyStatistics:
-    """The state and the figures of one dependency since the start."""
+    """The state of one dependency, and its figures."""
 
     name: str
     state: State
     in_flight: int
     queued: int
-    busy: int
-    """Calls refused by the bulkhead."""
+    """Calls that wait for a place of the bulkhead."""
+    retry_tokens: float
+    """What is left in the budget for retries."""
     chaos: bool
     """Whether faults are injected."""
-    retry: RetryStatistics
+    totals: DependencyTotals
     breaker: CircuitBreakerStatistics
 
 
@@ -121,10 +136,12 @@ class Dependency:
         self.name = name
         self.limits = limits
         self.critical = critical
-        self.breaker = CircuitBreaker(name, limits.circuit_breaker, is_failure=_classifier(is_failure), clock=clock)
-        self.retry = Retry(limits.retry, min_attempt_s=limits.attempt_timeout_s * _SMALLEST_SHARE)
+        self.breaker = CircuitBreaker(name, limits.circuit_breaker, is_failure=self._counts, clock=clock)
+        self.retry = Retry(limits.retry)
         self._places = _bulkhead(name, limits)
         self._chaos = None if chaos is None else chaos.of(name)
+        self._is_failure = is_failure
+        self._calls = self._failures = self._timeouts = 0
 
     async def call(
         self, work: Callable[[], Awaitable[T]], *, idempotent: bool = False, timeout_s: float | None = None
@@ -153,45 +170,51 @@ class Dependency:
         else:
             self.retry.budget.earn()
             return result
-        return await self.retry.after(first, lambda: self._attempt(work, timeout_s))
+        least_s = (timeout_s or self.limits.attempt_timeout_s) * _SMALLEST_SHARE
+        return await self.retry.after(first, lambda: self._attempt(work, timeout_s), min_attempt_s=least_s)
 
     @asynccontextmanager
     async def guard(self, *, timeout_s: float | None = None) -> AsyncIterator[None]:
         """The same as `call` around a body that cannot be done twice, such as a transaction; never a retry."""
-        await self._take_place()
+        if self._places is not None and not self._places.acquire_nowait():
+            await self._wait_for_place(self._places)
         try:
-            with self._attempt_limit(timeout_s):
+            with self._attempt_within(timeout_s):
                 if self._chaos is not None:
                     await self._chaos()
                 yield
         finally:
-            self._give_place_back()
+            if self._places is not None:
+                self._places.release()
 
     async def _attempt(self, work: Callable[[], Awaitable[T]], timeout_s: float | None) -> T:
-        await self._take_place()
+        if self._places is not None and not self._places.acquire_nowait():
+            await self._wait_for_place(self._places)
         try:
-            with self._attempt_limit(timeout_s):
+            with self._attempt_within(timeout_s):
                 if self._chaos is not None:
                     await self._chaos()
                 return await work()
         finally:
-            self._give_place_back()
+            if self._places is not None:
+                self._places.release()
 
-    async def _take_place(self) -> None:
-        if self._places is not None and not self._places.acquire_nowait():
-            self.breaker.check()
-            await self._places.acquire()
+    async def _wait_for_place(self, places: LoadShedder) -> None:
+        if self.breaker.state is State.ISOLATED or (self.breaker.retry_after_s or 0) > 0:
+            self.breaker.acquire()  # refuses, and counts it
+        await places.acquire()
 
-    def _give_place_back(self) -> None:
-        if self._places is not None:
-            self._places.release()
-
-    def _attempt_limit(self, timeout_s: float | None) -> _Attempt:
+    def _attempt_within(self, timeout_s: float | None) -> _Attempt:
         own_s = self.limits.attempt_timeout_s if timeout_s is None else timeout_s
         left_s = remaining_s()
         if left_s < own_s * _SMALLEST_SHARE:
             raise NotEnoughTime(left_s, own_s * _SMALLEST_SHARE, what=f"The call to {self.name!r}")
-        return _Attempt(self.name, self.breaker, min(own_s, left_s * _SHARE_OF_WHAT_IS_LEFT))
+        return _Attempt(self, min(own_s, left_s * _SHARE_OF_WHAT_IS_LEFT))
+
+    def _counts(self, error: Exception) -> bool:
+        against = isinstance(error, (DependencyTimeout, ConnectionBroken)) or self._is_failure(error)
+        self._failures += against
+        return against
 
     @property
     def refusal(self) -> str | None:
@@ -224,54 +247,61 @@ class Dependency:
 
     def statistics(self) -> DependencyStatistics:
         """A snapshot."""
-        places = self._places
+        places, breaker, retry = self._places, self.breaker.statistics(), self.retry.statistics()
         return DependencyStatistics(
             name=self.name,
-            state=self.breaker.state,
+            state=breaker.state,
             in_flight=0 if places is None else places.in_flight,
             queued=0 if places is None else places.queued,
-            busy=0 if places is None else places.refused,
+            retry_tokens=retry.tokens,
             chaos=self._chaos is not None,
-            retry=self.retry.statistics(),
-            breaker=self.breaker.statistics(),
+            totals=DependencyTotals(
+                calls=self._calls,
+                failures=self._failures,
+                timeouts=self._timeouts,
+                busy=0 if places is None else places.refused,
+                rejected=breaker.rejected,
+                opened=breaker.transitions[State.OPEN],
+                retries=retry.retries,
+                retries_refused=retry.refused_by_budget,
+            ),
+            breaker=breaker,
         )
 
 
 class _Attempt(Deadline):
-    """One attempt: the breaker's permit, the limit, and the names of its errors."""
+    """One attempt: the breaker's permit, the limit, and the dependency's name in the errors."""
 
-    __slots__ = ("_breaker", "_name", "_permit")
+    __slots__ = ("_dependency", "_permit")
 
-    def __init__(self, name: str, breaker: CircuitBreaker, limit_s: float) -> None:
-        super().__init__(limit_s, name)
-        self._name = name
-        self._breaker = breaker
+    def __init__(self, dependency: Dependency, limit_s: float) -> None:
+        super().__init__(limit_s, dependency.name)
+        self._dependency = dependency
 
     def __enter__(self) -> None:
-        self._permit = self._breaker.acquire()
+        self._permit = self._dependency.breaker.acquire()
+        self._dependency._calls += 1
         super().__enter__()
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        breaker = self._dependency.breaker
         try:
             super().__exit__(exc_type, exc, traceback)
+            if isinstance(exc, _BROKEN) and not is_cancelled(exc):
+                raise ConnectionBroken(self._dependency.name, type(exc).__name__) from exc
         except BaseException as error:
-            self._breaker.on_error(self._permit, error)
+            breaker.on_error(self._permit, error)
             raise
         if exc is None:
-            self._breaker.on_success(self._permit)
+            breaker.on_success(self._permit)
         else:
-            self._breaker.on_error(self._permit, exc)
-            self._translate(exc)
+            breaker.on_error(self._permit, exc)
 
     def _expired(self) -> NoReturn:
-        raise DependencyTimeout(self._name, round(self._limit_s, 3)) from None
-
-    def _translate(self, error: BaseException) -> None:
-        if isinstance(error, _BROKEN) and not is_cancelled(error):
-            kind = type(error).__name__
-            raise DependencyFailed(self._name, f"The connection to {self._name!r} broke ({kind}).") from error
+        self._dependency._timeouts += 1
+        raise DependencyTimeout(self._dependency.name, round(self._limit_s, 3)) from None
 
 
 def _bulkhead(name: str, limits: DependencyLimits) -> LoadShedder | None:
@@ -284,8 +314,3 @@ def _bulkhead(name: str, limits: DependencyLimits) -> LoadShedder | None:
         what=f"The dependency {name!r}",
         busy=functools.partial(DependencyBusy, name),
     )
-
-
-def _classifier(is_failure: Callable[[Exception], bool]) -> Callable[[Exception], bool]:
-    """A timeout and an injected failure count, however narrow the author's idea of a failure is."""
-    return lambda error: isinstance(error, (DependencyTimeout, InjectedFailure)) or is_failure(error)

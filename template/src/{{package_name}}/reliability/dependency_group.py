@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from .chaos import Chaos
 from .circuit_breaker import is_dependency_failure
-from .dependency import Dependency, DependencyLimits, DependencyStatistics
+from .dependency import Dependency, DependencyLimits, DependencyStatistics, DependencyTotals
 from .health import Check, Unhealthy
 
 
@@ -46,6 +46,7 @@ class DependencyGroup:
         self.critical = critical
         self._max_members = max_members
         self._members: OrderedDict[str, Dependency] = OrderedDict()
+        self._forgotten = DependencyTotals()
         self._make = functools.partial(
             Dependency, limits=limits, critical=critical, is_failure=is_failure, chaos=chaos, clock=clock
         )
@@ -61,7 +62,8 @@ class DependencyGroup:
 
     def _forget_one(self) -> None:
         oldest = next(iter(self._members))
-        del self._members[next((key for key, member in self._members.items() if member.is_idle), oldest)]
+        forgotten = next((key for key, member in self._members.items() if member.is_idle), oldest)
+        self._forgotten += self._members.pop(forgotten).statistics().totals
 
     def check(self) -> Check:
         """The group's health check: unhealthy while calls to a member are refused."""
@@ -77,3 +79,7 @@ class DependencyGroup:
     def statistics(self) -> list[DependencyStatistics]:
         """A snapshot of each member."""
         return [member.statistics() for member in self._members.values()]
+
+    def totals(self) -> DependencyTotals:
+        """The sums of all members, those included that are forgotten."""
+        return sum((member.totals for member in self.statistics()), self._forgotten)

@@ -9,7 +9,8 @@
     ├── Overloaded         refused before any work began
     │   └── ShuttingDown   refused because the server is about to stop
     └── DependencyError    an HTTP API, a database or another dependency did not do its part
-        ├── DependencyFailed    it answered with a failure, or the connection broke
+        ├── DependencyFailed    it answered with a failure
+        │   └── ConnectionBroken    it could not be reached, or broke off
         │   └── HttpStatusError   the failure is a status of HTTP: 5xx or 429 (in `http_client`)
         ├── DependencyTimeout   it did not answer within its own limit
         ├── DependencyBusy      too many calls to it are in progress already
@@ -124,6 +125,18 @@ class DependencyError(ReliabilityError):
 
 class DependencyFailed(DependencyError):
     """It was asked and failed: a status of 5xx, a broken connection, a database that refuses (R55)."""
+
+
+class ConnectionBroken(DependencyFailed):
+    """It could not be reached, or broke off: its failure whatever else counts as one (R55).
+
+    Args:
+        dependency: The dependency's name.
+        why: What happened, in a word or two.
+    """
+
+    def __init__(self, dependency: str, why: str) -> None:
+        super().__init__(dependency, f"The connection to the dependency {dependency!r} broke ({why}).")
 
 
 class DependencyTimeout(DependencyError):

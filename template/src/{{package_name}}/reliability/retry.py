@@ -7,10 +7,13 @@ three times over. stamina waits and logs; it is imported at the first retry, bec
 
 from __future__ import annotations
 
+import itertools
+import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeGuard, TypeVar
 
+from .bounds import bounded, check_bounds
 from .deadlines import remaining_s
 from .errors import CircuitOpen, DependencyBusy, DependencyError
 
@@ -22,38 +25,29 @@ _UNITS = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class RetryConfig:
-    """How often, and after how long.
-
-    Args:
-        attempts: In total, the first one included; 1 never retries.
-        wait_initial_s: Wait before the first retry, in seconds; doubled for each further one.
-        wait_max_s: Longest of these waits, in seconds.
-        wait_jitter_s: Up to this many seconds at random are added, so that clients do not come back together.
-        retry_after_max_s: A dependency that wants to be left alone for longer is not waited for, in seconds.
-        budget_tokens: Retries that may be made in a row without any success between them; 0 for none at all.
-        tokens_per_success: What a call that succeeds at once pays in, in thousandths at the finest.
+    """How often, and after how long. Beside each number stand its default, its lowest and its highest value.
 
     Raises:
-        ValueError: A value is out of its range.
+        ValueError: A value is beyond its limits.
     """
 
-    attempts: int = 3
-    wait_initial_s: float = 0.1
-    wait_max_s: float = 2.0
-    wait_jitter_s: float = 0.2
-    retry_after_max_s: float = 10.0
-    budget_tokens: float = 10
-    tokens_per_success: float = 0.1
+    attempts: int = bounded(3, 1, 10)
+    """In total, the first one included; 1 never asks again."""
+    wait_initial_s: float = bounded(0.1, 0, 3600)
+    """Before the first retry; doubled for each further one."""
+    wait_max_s: float = bounded(2, 0, 3600)
+    """Where it stops growing."""
+    wait_jitter: float = bounded(0.5, 0, 1)
+    """Up to this share of a wait is added at random: not everybody should ask at the same moment."""
+    retry_after_max_s: float = bounded(10, 0, 3600)
+    """A dependency that asks to be left alone for longer is not waited for."""
+    budget_tokens: float = bounded(10, 0, 1_000_000)
+    """Retries that can be made without a success between them."""
+    tokens_per_success: float = bounded(0.1, 0, 1)
+    """What a call that succeeds at once pays in; exact to a thousandth."""
 
     def __post_init__(self) -> None:
-        if self.attempts < 1:
-            raise ValueError(f"attempts must be at least 1, not {self.attempts}")
-        for name in ("wait_initial_s", "wait_max_s", "wait_jitter_s", "retry_after_max_s", "budget_tokens"):
-            value = getattr(self, name)
-            if not 0 <= value < float("inf"):
-                raise ValueError(f"{name} must be zero or more, not {value}")
-        if not 0 <= self.tokens_per_success <= 1:
-            raise ValueError(f"tokens_per_success must be between 0 and 1, not {self.tokens_per_success}")
+        check_bounds(self)
 
 
 class RetryBudget:
@@ -94,7 +88,8 @@ class RetryStatistics:
     retries: int
     refused_by_budget: int
     """Retries that would have been made if the budget had held a token."""
-    budget_tokens: float
+    tokens: float
+    """What is left in the budget."""
 
 
 class Retry:
@@ -102,27 +97,33 @@ class Retry:
 
     Args:
         config: See `RetryConfig`.
-        min_attempt_s: An attempt is not worth beginning with less time than this left, in seconds.
+        random: Returns a number from 0 to below 1.
     """
 
-    def __init__(self, config: RetryConfig, *, min_attempt_s: float = 0.0) -> None:
+    def __init__(self, config: RetryConfig, *, random: Callable[[], float] = random.random) -> None:
         self.config = config
         self.budget = RetryBudget(config)
-        self._min_attempt_s = min_attempt_s
+        self._random = random
         self._retries = 0
         self._refused = 0
 
-    def may_cure(self, error: BaseException) -> bool:
-        """Whether asking again may help: never when it was not asked at all, nor against a cancellation."""
+    def may_cure(self, error: BaseException) -> TypeGuard[DependencyError]:
+        """Whether asking again may help: not when it was not asked at all, nor after what ends every time like this."""
         return (
-            self.config.attempts > 1
-            and isinstance(error, DependencyError)
+            isinstance(error, DependencyError)
             and error.retryable
             and not isinstance(error, (CircuitOpen, DependencyBusy))
         )
 
-    async def after(self, first: DependencyError, attempt: Callable[[], Awaitable[T]]) -> T:
-        """Make further attempts after `first`, the error of the first one, while that is allowed and affordable.
+    async def after(
+        self, first: DependencyError, attempt: Callable[[], Awaitable[T]], *, min_attempt_s: float = 0
+    ) -> T:
+        """Make further attempts after the first one, which raised `first`, while that is allowed and affordable.
+
+        Args:
+            first: The error of the first attempt.
+            attempt: Makes one more.
+            min_attempt_s: An attempt is not worth waiting for when less than this will be left then, in seconds.
 
         Raises:
             DependencyError: The last attempt's.
@@ -130,50 +131,36 @@ class Retry:
         """
         import stamina  # here, because most processes never need it
 
-        made = 0
-
-        def retry(error: Exception) -> bool | float:
-            nonlocal made
-            made += 1
-            return self._decide(error, made)
-
+        numbers = itertools.count(1)
         async for again in stamina.retry_context(
-            on=retry,
+            on=lambda error: self._wait_s(error, next(numbers), min_attempt_s),
             attempts=self.config.attempts,
             timeout=None,  # the deadline around the call is stricter than stamina's
-            wait_initial=self.config.wait_initial_s,
-            wait_max=self.config.wait_max_s,
-            wait_jitter=self.config.wait_jitter_s,
         ):
             with again:
                 if again.num == 1:
                     raise first
                 return await attempt()
-        raise first  # pragma: no cover - stamina raises the last error itself
+        raise first  # stamina has raised the last error already; it is the type checker that does not know
 
-    def _decide(self, error: Exception, made: int) -> bool | float:
-        """Whether to retry after `made` attempts: True waits as configured, a number waits so many seconds."""
-        if made >= self.config.attempts or not self.may_cure(error):
+    def _wait_s(self, error: Exception, attempts: int, min_attempt_s: float) -> float | Literal[False]:
+        """Seconds to wait for a retry after `attempts` attempts; False for none. A retry is paid for here."""
+        if attempts >= self.config.attempts or not self.may_cure(error):
             return False
-        asked_s = getattr(error, "retry_after_s", None)
-        if not self._fits(asked_s, made):
+        asked_s = error.retry_after_s
+        wait_s = self._backoff_s(attempts) if asked_s is None else asked_s
+        wait_s += wait_s * self.config.wait_jitter * self._random()
+        if (asked_s or 0) > self.config.retry_after_max_s or wait_s + min_attempt_s > remaining_s():
             return False
         if not self.budget.spend():
             self._refused += 1
             return False
         self._retries += 1
-        return True if asked_s is None else float(asked_s)
+        return wait_s
 
-    def _fits(self, asked_s: float | None, made: int) -> bool:
-        if asked_s is not None:
-            longest_s = asked_s
-            if asked_s > self.config.retry_after_max_s:
-                return False
-        else:
-            backoff_s = self.config.wait_initial_s * 2 ** (made - 1) + self.config.wait_jitter_s
-            longest_s = min(self.config.wait_max_s, backoff_s)
-        return longest_s + self._min_attempt_s <= remaining_s()
+    def _backoff_s(self, attempts: int) -> float:
+        return min(self.config.wait_max_s, self.config.wait_initial_s * 2.0 ** (attempts - 1))
 
     def statistics(self) -> RetryStatistics:
         """A snapshot."""
-        return RetryStatistics(retries=self._retries, refused_by_budget=self._refused, budget_tokens=self.budget.tokens)
+        return RetryStatistics(retries=self._retries, refused_by_budget=self._refused, tokens=self.budget.tokens)

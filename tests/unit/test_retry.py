@@ -1,0 +1,210 @@
+"""Retries and their budget: rule R59 (idempotent calls only is the dependency's part, and tested there)."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import anyio
+import pytest
+import stamina
+from reliability.deadlines import deadline
+from reliability.errors import (
+    CircuitOpen,
+    DependencyBusy,
+    DependencyError,
+    DependencyFailed,
+    DependencyTimeout,
+    ToolFailure,
+)
+from reliability.retry import Retry, RetryConfig
+
+from tests.unit.support import virtual_time
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+pytestmark = [pytest.mark.anyio, virtual_time]
+
+
+def failed(*, retry_after_s: float | None = None, retryable: bool | None = None) -> DependencyFailed:
+    return DependencyFailed("api", "It failed.", retry_after_s=retry_after_s, retryable=retryable)
+
+
+class Upstream:
+    """Fails as often as it is told to, and notes when it was asked."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.errors = list(errors)
+        self.asked_at: list[float] = []
+
+    async def ask(self) -> str:
+        self.asked_at.append(asyncio.get_running_loop().time())
+        if self.errors:
+            raise self.errors.pop(0)
+        return "answer"
+
+
+def retries(*, random: Callable[[], float] = lambda: 0.0, **config: float) -> Retry:
+    return Retry(RetryConfig(**config), random=random)  # type: ignore[arg-type] # ints and floats
+
+
+async def test_r59_a_second_attempt_that_succeeds_gives_the_answer() -> None:
+    retry, upstream = retries(), Upstream()
+    assert await retry.after(failed(), upstream.ask) == "answer"
+    assert len(upstream.asked_at) == 1
+    assert retry.statistics().retries == 1
+
+
+async def test_r59_the_last_error_is_raised_after_the_last_attempt() -> None:
+    retry, last = retries(attempts=3), DependencyTimeout("api", 5)
+    upstream = Upstream(failed(), last)
+    with pytest.raises(DependencyTimeout) as caught:
+        await retry.after(failed(), upstream.ask)
+    assert caught.value is last
+    assert upstream.errors == []
+    assert retry.statistics().retries == 2
+
+
+async def test_r59_one_attempt_means_no_retry() -> None:
+    upstream, first = Upstream(), failed()
+    with pytest.raises(DependencyFailed) as caught:
+        await retries(attempts=1).after(first, upstream.ask)
+    assert caught.value is first
+    assert upstream.asked_at == []
+
+
+async def test_r59_the_waits_grow_exponentially_up_to_their_limit() -> None:
+    retry = retries(attempts=5, wait_initial_s=1, wait_max_s=3)
+    upstream = Upstream(failed(), failed(), failed())
+    begun = asyncio.get_running_loop().time()
+    await retry.after(failed(), upstream.ask)
+    assert [at - begun for at in upstream.asked_at] == pytest.approx([1, 1 + 2, 1 + 2 + 3, 1 + 2 + 3 + 3])
+
+
+@pytest.mark.parametrize(("asked_s", "waited_s"), [(None, 1.3), (4, 4 * 1.3), (0, 0)])
+async def test_r59_jitter_adds_its_share_to_every_kind_of_wait(asked_s: float | None, waited_s: float) -> None:
+    retry, upstream = retries(wait_initial_s=1, wait_jitter=0.5, random=lambda: 0.6), Upstream()
+    begun = asyncio.get_running_loop().time()
+    await retry.after(failed(retry_after_s=asked_s), upstream.ask)
+    assert upstream.asked_at == [pytest.approx(begun + waited_s)]
+
+
+async def test_r59_by_default_the_jitter_is_random() -> None:
+    waits = set()
+    for _ in range(5):
+        upstream = Upstream()
+        begun = asyncio.get_running_loop().time()
+        await Retry(RetryConfig()).after(failed(), upstream.ask)
+        waits.add(upstream.asked_at[0] - begun)
+    assert len(waits) == 5
+    assert all(0.1 <= wait <= 0.15001 for wait in waits)
+
+
+@pytest.mark.parametrize(("asked_s", "asks"), [(10, 1), (10.1, 0)])
+async def test_r59_a_dependency_that_wants_a_long_rest_is_not_waited_for(asked_s: float, asks: int) -> None:
+    upstream, first = Upstream(), failed(retry_after_s=asked_s)
+    if asks:
+        await retries(retry_after_max_s=10).after(first, upstream.ask)
+    else:
+        with pytest.raises(DependencyFailed):
+            await retries(retry_after_max_s=10).after(first, upstream.ask)
+    assert len(upstream.asked_at) == asks
+
+
+@pytest.mark.parametrize(("left_s", "asks"), [(1.51, 1), (1.49, 0)])
+async def test_r59_a_wait_that_leaves_no_time_for_the_attempt_is_not_begun(left_s: float, asks: int) -> None:
+    retry, upstream, first = retries(wait_initial_s=1), Upstream(), failed()
+    begun = asyncio.get_running_loop().time()
+    with deadline(left_s):
+        try:
+            await retry.after(first, upstream.ask, min_attempt_s=0.5)
+        except DependencyFailed as error:
+            assert error is first
+            assert asyncio.get_running_loop().time() == begun
+    assert len(upstream.asked_at) == asks
+    assert retry.statistics().retries == asks
+    assert retry.budget.tokens == 10 - asks
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        CircuitOpen("api", retry_after_s=1),
+        DependencyBusy("api", "Busy."),
+        failed(retryable=False),
+        ToolFailure("No such note."),
+        ToolFailure("Later.", retryable=True),
+        ConnectionResetError(),
+        asyncio.CancelledError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_r59_only_an_error_of_a_dependency_that_was_asked_and_may_recover_is_retried(
+    error: BaseException,
+) -> None:
+    retry = retries()
+    assert not retry.may_cure(error)
+    upstream = Upstream()
+
+    async def ask() -> str:
+        await upstream.ask()
+        raise error
+
+    with pytest.raises(type(error)):
+        await retry.after(failed(), ask)
+    assert len(upstream.asked_at) == 1
+    assert retry.budget.tokens == 9
+
+
+@pytest.mark.parametrize("error", [failed(), DependencyTimeout("api", 5), DependencyError("api", "Odd.")])
+async def test_r59_failures_and_timeouts_may_be_cured(error: DependencyError) -> None:
+    assert retries().may_cure(error)
+
+
+async def test_r59_without_a_token_there_is_no_retry_and_it_is_counted() -> None:
+    retry, upstream = retries(budget_tokens=1), Upstream(failed())
+    with pytest.raises(DependencyFailed):
+        await retry.after(failed(), upstream.ask)
+    with pytest.raises(DependencyFailed):
+        await retry.after(failed(), upstream.ask)
+    assert len(upstream.asked_at) == 1
+    assert retry.statistics() == type(retry.statistics())(retries=1, refused_by_budget=2, tokens=0)
+
+
+async def test_r59_after_the_last_attempt_nothing_is_paid() -> None:
+    retry = retries(attempts=2)
+    with pytest.raises(DependencyFailed):
+        await retry.after(failed(), Upstream(failed()).ask)
+    assert retry.budget.tokens == 9
+
+
+@pytest.mark.parametrize("how", ["scope", "task"])
+async def test_r46_a_cancellation_ends_the_wait_at_once(how: str) -> None:
+    retry, upstream = retries(wait_initial_s=1000, wait_max_s=1000), Upstream()
+    scope = anyio.CancelScope()
+
+    async def call() -> None:
+        with scope:
+            await retry.after(failed(), upstream.ask)
+
+    begun = asyncio.get_running_loop().time()
+    task = asyncio.ensure_future(call())
+    await anyio.wait_all_tasks_blocked()
+    (scope if how == "scope" else task).cancel()
+    await asyncio.wait([task])
+    assert asyncio.get_running_loop().time() < begun + 1
+    assert upstream.asked_at == []
+    assert task.cancelled() == (how == "task")
+
+
+async def test_r59_retries_can_be_switched_off_as_everywhere_in_stamina() -> None:
+    upstream, first = Upstream(), failed()
+    stamina.set_active(False)
+    try:
+        with pytest.raises(DependencyFailed) as caught:
+            await retries().after(first, upstream.ask)
+    finally:
+        stamina.set_active(True)
+    assert caught.value is first
+    assert upstream.asked_at == []
