@@ -2,6 +2,7 @@
 
     ReliabilityError
     ├── ToolFailure        a failure that the tool foresaw; its text is meant for the client
+    │   ├── ConstraintViolated  a change that breaks a rule of the database
     │   ├── HostNotAllowed  a URL that must not be asked
     │   └── PathNotAllowed  a file or directory that must not be read
     ├── DeadlineExceeded   a time limit ran out and the work was cancelled
@@ -10,8 +11,8 @@
     │   └── ShuttingDown   refused because the server is about to stop
     └── DependencyError    an HTTP API, a database or another dependency did not do its part
         ├── DependencyFailed    it answered with a failure
-        │   └── ConnectionBroken    it could not be reached, or broke off
-        │   └── HttpStatusError   the failure is a status of HTTP: 5xx or 429 (in `http_client`)
+        │   ├── ConnectionBroken    it could not be reached, or broke off
+        │   └── HttpStatusError     the failure is a status of HTTP: 5xx or 429 (in `http_response`)
         ├── DependencyTimeout   it did not answer within its own limit
         ├── DependencyBusy      too many calls to it are in progress already
         └── CircuitOpen         it failed too often of late and is left alone for a while
