@@ -122,7 +122,7 @@ def edit_own_files(project: Path) -> None:
 
 
 def edit_shared_files(project: Path) -> None:
-    change(project, "pyproject.toml", '(    "pydantic.*\n)', r'\1    "httpx2>=2,<3",\n')
+    change(project, "pyproject.toml", '(    "pydantic.*\n)', r'\1    "rich>=14,<16",\n')
     change(project, "pyproject.toml", '(    "mypy.*\n)', r'\1    "pytest-cov>=7,<8",\n')
     append(project, "pyproject.toml", '\n[tool.coverage.run]\nsource = ["my_server"]\n')
     change(project, "README.md", r"^Tools for language models.*$", "Looks after the garden.")
@@ -163,7 +163,7 @@ def test_files_of_the_template_are_replaced(edited: Edited) -> None:
 
 def test_additions_to_shared_files_merge(edited: Edited) -> None:
     table = tomllib.loads(read(edited.project, "pyproject.toml"))
-    assert {"mcp>=2.4,<3", "stamina>=26,<27", "httpx2>=2,<3"} <= set(table["project"]["dependencies"])
+    assert {"mcp>=2.4,<3", "tenacity>=9,<10", "rich>=14,<16"} <= set(table["project"]["dependencies"])
     assert {"mypy>=2.4,<3", "ruff>=0.18,<0.19", "pytest-cov>=7,<8"} <= set(table["dependency-groups"]["dev"])
     assert table["tool"]["coverage"]["run"]["source"] == ["my_server"]
     workflow = yaml.safe_load(read(edited.project, ".github/workflows/ci.yml"))["jobs"]["test"]
@@ -270,7 +270,7 @@ def second_release(repository: Path) -> None:
         write(path, path.read_text(encoding="utf-8") + "# second release\n")
     write(template / "src/{{package_name}}/reliability/added_later.py", "# second\n")
     change(template, "pyproject.toml.jinja", "mcp>=2.3", "mcp>=2.4")
-    change(template, "pyproject.toml.jinja", r"(dependencies = \[\n)", r'\1    "stamina>=26,<27",\n')
+    change(template, "pyproject.toml.jinja", r"(dependencies = \[\n)", r'\1    "tenacity>=9,<10",\n')
     change(template, "pyproject.toml.jinja", r"ruff>=\d.*,<[\d.]+", "ruff>=0.18,<0.19")
     change(template, ".github/workflows/ci.yml", "timeout-minutes: 15", "timeout-minutes: 20")
     change(template, "README.md.jinja", "uv run pytest", "uv run pytest --durations=5")

@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+import yaml
 
 from mcp_scaffold import __version__, pack
 from mcp_scaffold.bundle import MIRROR, read_refs, tags
@@ -67,11 +68,17 @@ def run(home: Path, directory: Path, *command: str) -> str:
     return result.stdout + result.stderr
 
 
-def render(home: Path, tag: str, project: Path) -> None:
+def render(home: Path, tag: str, project: Path, **answers: object) -> None:
     """Render a version of the template as plain Copier does."""
     command = ["-m", "copier", "copy", "--defaults", "--quiet", "--vcs-ref", tag]
-    answers = ["--data", "preset=full", "--data", "project_name=my-server", "--data", "author_name=Ada"]
-    run(home, home, sys.executable, *command, *answers, MIRROR, str(project))
+    given = {"preset": "full", "project_name": "my-server", "author_name": "Ada", **answers}
+    data = [part for name, value in given.items() for part in ("--data", f"{name}={value}")]
+    run(home, home, sys.executable, *command, *data, MIRROR, str(project))
+
+
+def recorded(project: Path, question: str) -> object:
+    """Return an answer of a project."""
+    return yaml.safe_load((project / ".copier-answers.yml").read_text(encoding="utf-8"))[question]
 
 
 def commit(home: Path, project: Path, subject: str) -> None:
@@ -99,26 +106,50 @@ COMMANDS = {
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("release", _releases())
 def test_a_project_of_every_release_updates_without_a_conflict(release: str, command: str, home: Path) -> None:
+    project = edited_project(home, release)
+
+    run(home, project, sys.executable, "-m", *COMMANDS[command])
+
+    assert_updated(home, project)
+    fresh = home / "fresh" / "my-server"
+    render(home, f"v{__version__}", fresh, questionnaire=recorded(project, "questionnaire"))
+    compared = filecmp.dircmp(
+        project / PACKAGE / "reliability", fresh / PACKAGE / "reliability", ignore=["__pycache__"]
+    )
+    assert not [*compared.left_only, *compared.right_only, *compared.diff_files], "reliability/ is not the template's"
+    run(home, project, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_tools.py")
+
+
+@pytest.mark.parametrize("release", _releases()[:1])
+def test_an_old_project_can_take_the_options_of_later_releases(release: str, home: Path) -> None:
+    project = edited_project(home, release)
+    later = {"storage": "sqlite", "api_url": "https://api.example.com", "metrics": "[prometheus]"}
+    data = [part for name, value in later.items() for part in ("--data", f"{name}={value}")]
+
+    run(home, project, sys.executable, "-m", *COMMANDS["copier update"], *data)
+
+    assert_updated(home, project)
+    assert (project / PACKAGE / "reliability" / "sqlite_database.py").exists()
+    assert not (project / PACKAGE / "tools" / "api.py").exists()  # tools are the owner's alone
+    run(home, project, sys.executable, "-m", "my_server", "--version")
+
+
+def edited_project(home: Path, release: str) -> Path:
+    """Return a project of a release, committed, edited by its owner and committed again."""
     project = home / "my-server"
     render(home, release, project)
     run(home, project, "git", "init", "--quiet")
     commit(home, project, "Start")
     own(project)
     commit(home, project, "Make it ours")
+    return project
 
-    run(home, project, sys.executable, "-m", *COMMANDS[command])
 
-    assert f"_commit: v{__version__}" in (project / ".copier-answers.yml").read_text(encoding="utf-8")
+def assert_updated(home: Path, project: Path) -> None:
+    """It is of this version, it has every edit of its owner, and nothing is in conflict."""
+    assert recorded(project, "_commit") == f"v{__version__}"
     for name, text in OURS:
-        assert text in (project / name).read_text(encoding="utf-8"), f"{command} lost an edit in {name}"
+        assert text in (project / name).read_text(encoding="utf-8"), f"an edit in {name} is lost"
     assert (project / PACKAGE / "tools" / "more.py").exists()
     assert not list(project.rglob("*.rej"))
     assert "<<<<<<<" not in run(home, project, "git", "diff", "HEAD")
-
-    fresh = home / "fresh" / "my-server"
-    render(home, f"v{__version__}", fresh)
-    compared = filecmp.dircmp(
-        project / PACKAGE / "reliability", fresh / PACKAGE / "reliability", ignore=["__pycache__"]
-    )
-    assert not [*compared.left_only, *compared.right_only, *compared.diff_files], "reliability/ is not the template's"
-    run(home, project, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_tools.py")
