@@ -42,6 +42,7 @@ def test_r1_a_tool_is_called_like_its_function_unless_it_says_otherwise() -> Non
         open_world=False,
         timeout_s=None,
         max_threads=8,
+        fallback=None,
     )
     found = declaration_of(tool(name="other", title="Other", timeout_s=2, max_threads=1)(function))
     assert isinstance(found, ToolDeclaration)

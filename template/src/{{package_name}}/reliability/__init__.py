@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         ShuttingDown,
         ToolFailure,
     )
+    from .fallback import instead, stale_cache
     from .health import Check, Unhealthy, memory_check
     from .retry import RetryConfig
     from .server import Limits, ReliableServer
@@ -57,6 +58,7 @@ _HOMES = {
         "ShuttingDown",
         "ToolFailure",
     ),
+    "fallback": ("instead", "stale_cache"),
     "health": ("Check", "Unhealthy", "memory_check"),
     "retry": ("RetryConfig",),
     "server": ("Limits", "ReliableServer"),
@@ -90,6 +92,7 @@ __all__ = [
     "Unhealthy",
     "cleanup",
     "deadline",
+    "instead",
     "leaving",
     "load_settings",
     "memory_check",
@@ -98,6 +101,7 @@ __all__ = [
     "remaining_s",
     "require_s",
     "resource",
+    "stale_cache",
     "tool",
     "unknown_variables",
 ]

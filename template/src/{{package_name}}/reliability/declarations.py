@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from .fallback import Fallback
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _ATTRIBUTE = "__mcp_declaration__"
@@ -26,6 +29,7 @@ class ToolDeclaration:
     open_world: bool
     timeout_s: float | None
     max_threads: int
+    fallback: Fallback | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +63,7 @@ def tool(
     open_world: bool = False,
     timeout_s: float | None = None,
     max_threads: int = 8,
+    fallback: Fallback | None = None,
 ) -> Callable[[_F], _F]:
     """Declare a tool. Its docstring is what the model reads; its types are the input and output schemas.
 
@@ -74,14 +79,18 @@ def tool(
         timeout_s: A limit in seconds that is shorter than the server's.
         max_threads: How many calls of an ordinary function may run at once, so that a hanging one cannot use up the
             threads of the others.
+        fallback: What answers when a dependency fails or time runs out: `stale_cache(...)` or `instead(function)`.
 
     Raises:
-        ValueError: `timeout_s` or `max_threads` is not greater than zero.
+        ValueError: `timeout_s` or `max_threads` is not greater than zero, or a tool that does more than read has a
+            cache.
     """
     if timeout_s is not None and not timeout_s > 0:  # not "<= 0": that would let NaN pass
         raise ValueError(f"timeout_s must be greater than 0, not {timeout_s!r}.")
     if max_threads < 1:
         raise ValueError(f"max_threads must be at least 1, not {max_threads!r}.")
+    if fallback is not None and fallback.cache is not None and not read_only:
+        raise ValueError("Only a tool with read_only=True can have a cache: a remembered answer changes nothing.")
     return lambda function: _declare(
         function,
         ToolDeclaration(
@@ -93,6 +102,7 @@ def tool(
             open_world=open_world,
             timeout_s=timeout_s,
             max_threads=max_threads,
+            fallback=fallback,
         ),
     )
 

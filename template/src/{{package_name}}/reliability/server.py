@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 import pkgutil
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -23,6 +24,7 @@ from mcp.server.lowlevel.helper_types import ReadResourceContents
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError
 from mcp.server.mcpserver.prompts import Prompt
+from mcp.server.mcpserver.tools import Tool
 from mcp.shared.exceptions import MCPError
 from mcp_types import (
     INTERNAL_ERROR,
@@ -32,6 +34,7 @@ from mcp_types import (
     InputRequiredResult,
     ToolAnnotations,
 )
+from mcp_types import Tool as AdvertisedTool
 from pydantic import AnyUrl
 
 from .declarations import PromptDeclaration, ResourceDeclaration, ToolDeclaration, declaration_of, tool
@@ -51,13 +54,16 @@ from .metrics import CallMetrics, CallStatistics, Outcome
 from .output_limit import limit_output, refuse_oversize, size_of_block, size_of_text
 from .parts import Part, Parts
 from .pipeline import Call, Pipeline, overdue_check
+from .provenance import stands_in
 from .questions import AskingSession
 from .worker_threads import WorkerThreads
 
 if TYPE_CHECKING:
+    from .cache_store import CacheStore
     from .chaos import Chaos
     from .dependency import Dependency, DependencyLimits
     from .dependency_group import DependencyGroup
+    from .fallback import Fallback, ToolFallback
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +72,8 @@ DependencyT = TypeVar("DependencyT", "Dependency", "DependencyGroup")
 
 _HEALTH, _METRICS = "health-check", "get-metrics"
 _BUILT_IN = frozenset({_HEALTH, _METRICS})
-_RESOURCES, _PROMPTS = "resources/read", "prompts/get"
+RESOURCES, PROMPTS = "resources/read", "prompts/get"
+"""The names under which all resources, and all prompts, are counted."""
 _LONGEST_SHOWN_NAME = 100
 
 
@@ -118,6 +125,7 @@ class ReliableServer(MCPServer[AppT], Generic[AppT]):
         limits: See `Limits`.
         checks: Health checks beside those that dependencies add.
         chaos: Faults to inject into the dependencies, for a rehearsal.
+        answers_path: A file in which the answers of tools with a cache outlive the process; none by default.
         kwargs: Passed on to `MCPServer`.
     """
 
@@ -130,6 +138,7 @@ class ReliableServer(MCPServer[AppT], Generic[AppT]):
         limits: Limits,
         checks: Iterable[Check] = (),
         chaos: Chaos | None = None,
+        answers_path: str | os.PathLike[str] | None = None,
         **kwargs: Any,
     ) -> None:
         self.limits = limits
@@ -156,10 +165,12 @@ class ReliableServer(MCPServer[AppT], Generic[AppT]):
         )
         self.health.add(overdue_check(self._pipeline))
         self._timeouts_s: dict[str, float] = {}
+        self._fallbacks: dict[str, ToolFallback] = {}
+        self._answers = None if answers_path is None else self._open_answers(answers_path)
         self._names: dict[str, set[str]] = {"tool": set(), "resource": set(), "prompt": set()}
         self._open = lifespan
         super().__init__(name, version=version, lifespan=self._run_lifespan, **kwargs)
-        for method in (_RESOURCES, _PROMPTS):
+        for method in (RESOURCES, PROMPTS):
             self.metrics.register(method)
         self._add_built_in_tools()
 
@@ -167,6 +178,8 @@ class ReliableServer(MCPServer[AppT], Generic[AppT]):
         """Refuse new calls and report "not ready", because the process is about to stop (R68)."""
         self.load_shedder.drain()
         self.health.draining = True
+        for fallback in self._fallbacks.values():
+            fallback.drain()
 
     def dependency(
         self,
@@ -269,6 +282,7 @@ class ReliableServer(MCPServer[AppT], Generic[AppT]):
 
     def _register_tool(self, function: Callable[..., Any], declared: ToolDeclaration) -> None:
         returns = inspect.get_annotations(function, eval_str=True).get("return")
+        structured = False if returns is str else None  # the SDK would send a plain text twice
         self._timeouts_s[declared.name] = min(declared.timeout_s or float("inf"), self.limits.tool_timeout_s)
         self.add_tool(
             self._in_thread(function, f"The tool {declared.name!r}", declared.max_threads),
@@ -281,8 +295,36 @@ class ReliableServer(MCPServer[AppT], Generic[AppT]):
                 idempotent_hint=declared.idempotent,
                 open_world_hint=declared.open_world,
             ),
-            structured_output=False if returns is str else None,  # the SDK would send a plain text twice
+            structured_output=structured,
         )
+        if declared.fallback is not None:
+            told = Tool.from_function(function, declared.name, structured_output=structured)
+            self._add_fallback(told, declared.fallback, structured)
+
+    def _add_fallback(self, told: Tool, declared: Fallback, structured: bool | None) -> None:
+        from .fallback import ToolFallback  # here, because a server may have none
+
+        other = None
+        if declared.function is not None:
+            threaded = self._in_thread(declared.function, f"The fallback of the tool {told.name!r}")
+            other = Tool.from_function(threaded, structured_output=structured)
+        fallback = self._fallbacks[told.name] = ToolFallback(
+            told,
+            declared,
+            other,
+            timeout_s=self._timeouts_s[told.name],
+            max_output_bytes=self.limits.max_output_bytes,
+            store=self._answers,
+        )
+        if fallback.answers is not None:
+            self.watch(fallback.answers.cache, kind="cache")
+
+    def _open_answers(self, path: str | os.PathLike[str]) -> CacheStore:
+        from .cache_store import CacheStore
+
+        store = CacheStore(path)
+        self.health.add(store.check())
+        return store
 
     def add_tool(self, fn: Callable[..., Any], name: str | None = None, *args: Any, **kwargs: Any) -> None:
         """As in `MCPServer`, for tools without a declaration; they get the limits, too.
@@ -342,11 +384,28 @@ class ReliableServer(MCPServer[AppT], Generic[AppT]):
             if self._chaos is not None:
                 self._chaos.announce()
             background.start_soon(self.health.run)
+            if self._fallbacks:
+                background.start_soon(self._serve_fallbacks)
             logger.info("ready", extra={"server": self.name, "version": self.version})
             try:
                 yield app
             finally:
                 background.cancel_scope.cancel()
+
+    async def _serve_fallbacks(self) -> None:
+        from .fallback import serve_fallbacks
+
+        await serve_fallbacks(self._fallbacks.values(), self._answers)
+
+    async def list_tools(self) -> list[AdvertisedTool]:
+        """As in `MCPServer`; the output of a tool with a fallback may say where it comes from."""
+        tools = await super().list_tools()
+        return [
+            one.model_copy(update={"output_schema": self._fallbacks[one.name].output_schema})
+            if one.name in self._fallbacks
+            else one
+            for one in tools
+        ]
 
     async def call_tool(
         self, name: str, arguments: dict[str, Any], context: Context[AppT, Any] | None = None
@@ -379,7 +438,7 @@ class ReliableServer(MCPServer[AppT], Generic[AppT]):
         Raises:
             ResourceError: It failed; the text is safe to show.
         """
-        call = self._begin(_RESOURCES, context, self.limits.tool_timeout_s)
+        call = self._begin(RESOURCES, context, self.limits.tool_timeout_s)
         try:
             return await self._pipeline.run(call, lambda: self._read_resource(uri, context))
         except (MCPError, ResourceNotFoundError):
@@ -395,7 +454,7 @@ class ReliableServer(MCPServer[AppT], Generic[AppT]):
         Raises:
             MCPError: It is unknown, its arguments are wrong, or it failed; the text is safe to show.
         """
-        call = self._begin(_PROMPTS, context, self.limits.tool_timeout_s)
+        call = self._begin(PROMPTS, context, self.limits.tool_timeout_s)
         try:
             return await self._pipeline.run(call, lambda: self._get_prompt(name, arguments, context))
         except MCPError:
@@ -418,6 +477,15 @@ class ReliableServer(MCPServer[AppT], Generic[AppT]):
     ) -> CallToolResult | InputRequiredResult:
         if name not in self._names["tool"]:
             raise unknown_name("tool", name, self._names["tool"])
+        fallback = self._fallbacks.get(name)
+        if fallback is None:
+            return await self._run_tool(name, arguments, context)
+        context = context or Context(mcp_server=self)
+        return await fallback.call(arguments, context, lambda: self._run_tool(name, arguments, context))
+
+    async def _run_tool(
+        self, name: str, arguments: dict[str, Any], context: Context[AppT, Any] | None
+    ) -> CallToolResult | InputRequiredResult:
         with tool_errors():
             result = await super().call_tool(name, arguments, context)
         if isinstance(result, CallToolResult) and name not in _BUILT_IN:
@@ -453,4 +521,6 @@ class ReliableServer(MCPServer[AppT], Generic[AppT]):
 
 
 def _outcome_of(result: CallToolResult | InputRequiredResult) -> Outcome:
-    return Outcome.TOOL_ERROR if isinstance(result, CallToolResult) and result.is_error else Outcome.OK
+    if isinstance(result, CallToolResult) and result.is_error:
+        return Outcome.TOOL_ERROR
+    return Outcome.FALLBACK if stands_in(result) else Outcome.OK
