@@ -35,7 +35,9 @@ _INTERNAL = [
     *map(ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "127.0.0.0/8")),
     *map(ip_network, ("fc00::/7", "::1/128")),
 ]
-_METADATA = [*map(ip_address, ("100.100.100.200", "168.63.129.16", "fd00:ec2::254", "fd20:ce::254"))]
+_METADATA = [
+    *map(ip_address, ("100.100.100.200", "168.63.129.16", "192.0.0.192", "fd00:ec2::254", "fd20:ce::254")),
+]
 """They hand out credentials. The best known of them, 169.254.169.254, is link-local and refused as such."""
 _GLOBAL_UNICAST = IPv6Network("2000::/3")
 _NAT64 = IPv6Network("64:ff9b::/96")
