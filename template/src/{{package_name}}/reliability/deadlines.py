@@ -70,8 +70,20 @@ def remaining_s() -> float:
         now = asyncio.get_running_loop().time()  # anyio's clock, without asking for its backend
         left = anyio.current_effective_deadline() - now
     except RuntimeError:
-        left = min((limit.expires_at for limit in _surrounding()), default=math.inf) - time.monotonic()
+        left = expires_at() - time.monotonic()
     return max(0.0, left)
+
+
+def expires_at() -> float:
+    """When the first of the surrounding deadlines ends, by the event loop's clock; infinite outside of any.
+
+    It looks at deadlines alone, where `remaining_s` looks at an author's own cancel scopes and shields, too.
+    """
+    earliest, limit = math.inf, _innermost.get()
+    while limit is not None:
+        earliest = min(earliest, limit.expires_at)  # infinite for one that a background task has outlived
+        limit = limit.outer
+    return earliest
 
 
 def require_s(needed_s: float, *, what: str = "The call") -> None:

@@ -21,6 +21,8 @@ from dataclasses import dataclass, field, fields
 from types import TracebackType
 from typing import NoReturn, TypeVar
 
+import anyio
+
 from .bounds import bounded, check_bounds
 from .cancellation import is_cancelled
 from .chaos import Chaos
@@ -31,7 +33,7 @@ from .circuit_breaker import (
     State,
     is_dependency_failure,
 )
-from .deadlines import Deadline, remaining_s
+from .deadlines import Deadline, expires_at
 from .errors import ConnectionBroken, DependencyBusy, DependencyError, DependencyTimeout, NotEnoughTime
 from .health import Check, Unhealthy
 from .load_shedding import LoadShedder
@@ -205,11 +207,13 @@ class Dependency:
         await places.acquire()
 
     def _attempt_within(self, timeout_s: float | None) -> _Attempt:
-        own_s = self.limits.attempt_timeout_s if timeout_s is None else timeout_s
-        left_s = remaining_s()
-        if left_s < own_s * _SMALLEST_SHARE:
-            raise NotEnoughTime(left_s, own_s * _SMALLEST_SHARE, what=f"The call to {self.name!r}")
-        return _Attempt(self, min(own_s, left_s * _SHARE_OF_WHAT_IS_LEFT))
+        limit_s = self.limits.attempt_timeout_s if timeout_s is None else timeout_s
+        left_s = expires_at() - asyncio.get_running_loop().time()
+        if left_s * _SHARE_OF_WHAT_IS_LEFT < limit_s and not _is_shielded():
+            if left_s < limit_s * _SMALLEST_SHARE:
+                raise NotEnoughTime(max(0, left_s), limit_s * _SMALLEST_SHARE, what=f"The call to {self.name!r}")
+            limit_s = left_s * _SHARE_OF_WHAT_IS_LEFT
+        return _Attempt(self, limit_s)
 
     def _counts(self, error: Exception) -> bool:
         against = isinstance(error, (DependencyTimeout, ConnectionBroken)) or self._is_failure(error)
@@ -302,6 +306,11 @@ class _Attempt(Deadline):
     def _expired(self) -> NoReturn:
         self._dependency._timeouts += 1
         raise DependencyTimeout(self._dependency.name, round(self._limit_s, 3)) from None
+
+
+def _is_shielded() -> bool:
+    """Whether a shield protects the caller, such as a cleanup, from the deadlines around it."""
+    return anyio.current_effective_deadline() > expires_at()
 
 
 def _bulkhead(name: str, limits: DependencyLimits) -> LoadShedder | None:
