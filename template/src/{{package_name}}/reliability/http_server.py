@@ -24,7 +24,7 @@ from mcp.server.transport_security import TransportSecuritySettings
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from .http_requests import HANG_UP, RequestGate
-from .probes import add_probes
+from .probes import add_metrics, add_probes
 from .server import ReliableServer
 from .shutdown import Shutdown, end_process
 from .startup import EXIT_CONFIGURATION
@@ -53,6 +53,7 @@ class HttpOptions:
         json_response: Answer with plain JSON. Faster, but progress notifications need the stream that it replaces.
         max_request_bytes: Largest request body.
         max_connections: Open connections; one more gets status 503.
+        metrics: Whether Prometheus may read the server's figures at `/metrics`.
         grace_s: Seconds that calls in flight get after SIGTERM or SIGINT.
     """
 
@@ -64,6 +65,7 @@ class HttpOptions:
     json_response: bool = True
     max_request_bytes: int = 10_000_000
     max_connections: int = 1_000
+    metrics: bool = False
     grace_s: float = 10
 
 
@@ -85,6 +87,8 @@ def run_http(server: ReliableServer[Any], options: HttpOptions) -> NoReturn:
 async def _serve(server: ReliableServer[Any], options: HttpOptions, listener: socket.socket) -> None:
     port = listener.getsockname()[1]
     add_probes(server)
+    if options.metrics:
+        add_metrics(server)
     app = server.streamable_http_app(
         streamable_http_path=PATH,
         json_response=options.json_response,

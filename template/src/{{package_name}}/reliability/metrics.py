@@ -46,6 +46,7 @@ class Outcome(StrEnum):
     __hash__ = str.__hash__  # the one of Enum is Python code, and every call looks outcomes up
 
 
+_ANSWERED = frozenset({Outcome.OK, Outcome.FALLBACK})
 _ERRORS = (Outcome.TOOL_ERROR, Outcome.ERROR, Outcome.TIMEOUT, Outcome.REJECTED)
 
 
@@ -117,10 +118,11 @@ class CallStatistics:
 
 @dataclass(frozen=True, kw_only=True)
 class DurationStatistics:
-    """The durations of all calls of one name that ended in one way."""
+    """The durations of all calls of one name that were answered, or that failed in one way."""
 
     name: str
-    outcome: Outcome
+    error_type: str
+    """An outcome; empty for calls that were answered."""
     calls: int
     sum_s: float
     cumulative: list[int]
@@ -158,13 +160,17 @@ class _Series:
         )
 
     def duration_statistics(self, name: str) -> Iterable[DurationStatistics]:
+        by_type: dict[str, list[Histogram]] = {}
         for outcome, histogram in self.durations.items():
+            by_type.setdefault("" if outcome in _ANSWERED else outcome.value, []).append(histogram)
+        for error_type, histograms in by_type.items():
+            durations = Histogram.merged(histograms)
             yield DurationStatistics(
                 name=name,
-                outcome=outcome,
-                calls=histogram.count,
-                sum_s=histogram.sum_s,
-                cumulative=histogram.cumulative(),
+                error_type=error_type,
+                calls=durations.count,
+                sum_s=durations.sum_s,
+                cumulative=durations.cumulative(),
             )
 
 
@@ -205,5 +211,5 @@ class CallMetrics:
         ]
 
     def durations(self) -> list[DurationStatistics]:
-        """A snapshot of the durations of every series, for each outcome that it has seen."""
+        """A snapshot of the durations of every series: of the calls that were answered, and of each kind of failure."""
         return [found for name, series in self._series.items() for found in series.duration_statistics(name)]

@@ -1,16 +1,24 @@
-"""The three health endpoints of an HTTP server (R9, R16): without authentication and Host check, as probes need it."""
+"""The health endpoints of an HTTP server and its figures (R9, R16, R63).
+
+They have neither authentication nor a Host check: orchestrators and Prometheus ask by the address of the container.
+"""
 
 from __future__ import annotations
 
 from dataclasses import asdict
+from importlib import import_module
 from typing import Any
 
+import anyio
+import anyio.to_thread
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from .server import ReliableServer
 
 _OK, _UNAVAILABLE = 200, 503
+_PROMETHEUS = "text/plain; version=0.0.4"
+"""The format that every Prometheus reads."""
 
 
 def add_probes(server: ReliableServer[Any]) -> None:
@@ -29,3 +37,18 @@ def add_probes(server: ReliableServer[Any]) -> None:
 
     for endpoint in (livez, readyz, healthz):
         server.custom_route(f"/{endpoint.__name__}", methods=["GET"])(endpoint)
+
+
+def add_metrics(server: ReliableServer[Any]) -> None:
+    """Add `/metrics`, for Prometheus; what that takes is imported at the first scrape."""
+    loading = anyio.Lock()
+    exporters: list[Any] = []
+
+    async def metrics(request: Request) -> Response:
+        async with loading:
+            if not exporters:  # in a thread: the import takes a tenth of a second
+                module = await anyio.to_thread.run_sync(import_module, f"{__package__}.prometheus")
+                exporters.append(module.Exporter(server))
+        return Response(exporters[0].exposition(), media_type=_PROMETHEUS)
+
+    server.custom_route("/metrics", methods=["GET"])(metrics)
