@@ -21,6 +21,7 @@ FORBIDDEN = [
     *("::", "::1", "::2", "fe80::1", "fec0::1", "fc00::1", "fd00:ec2::254", "fd20:ce::254", "ff02::1"),
     *("100::1", "2001:db8::1", "2001::1", "::127.0.0.1", "64:ff9b:1::1"),
     *("::ffff:127.0.0.1", "::ffff:10.0.0.1", "::ffff:169.254.169.254"),  # IPv4, mapped
+    *("fc00::5db8:d822", "fe80::5db8:d822"),  # no gateway reads the public address at their end
     *("64:ff9b::127.0.0.1", "64:ff9b::169.254.169.254", "64:ff9b::10.0.0.1"),  # through NAT64
     *("2002:7f00:1::", "2002:a9fe:a9fe::", "2002:c0a8:1::1"),  # through 6to4
 ]
@@ -28,7 +29,7 @@ INTERNAL = [
     *("10.0.0.1", "172.16.0.1", "172.31.255.255", "192.168.0.1", "100.64.0.1", "127.0.0.1", "127.255.255.254"),
     *("::1", "fc00::1", "fd12:3456::1", "::ffff:10.0.0.1", "::ffff:127.0.0.1"),
 ]
-NEVER = [address for address in FORBIDDEN if address not in INTERNAL]
+NEVER = [address for address in FORBIDDEN if address not in INTERNAL and not address.startswith("fc00:")]
 
 
 def allows(hosts: AllowedHosts, url: str) -> bool:
@@ -106,7 +107,7 @@ def test_a_pattern_that_is_none_is_refused_at_once(pattern: str) -> None:
 
 
 def test_an_empty_list_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ValueError, match=r"^List at least one allowed host, such as 'api\.example\.com'\.$"):
         AllowedHosts()
 
 
@@ -210,6 +211,23 @@ def test_the_url_that_was_checked_is_given_back_parsed() -> None:
     assert (url.raw_host, url.port, url.raw_path) == (b"xn--bcher-kva.example", 8443, b"/x?y=1")
 
 
+@pytest.mark.parametrize(
+    ("url", "text"),
+    [
+        ("https://x.example:x", "This is not a valid URL."),
+        ("x.example", "A URL must begin with 'https://' or 'http://'."),
+        ("https://u:p@x.example", "A URL must not hold a user name or a password; send them in a header."),
+        ("https://x.example:8443/p?q", "'https://x.example:8443' is not an allowed host. Allowed: a.example, *:444."),
+        ("https://127.0.0.1:444/p?q", "'https://127.0.0.1:444' is not a public address."),
+        ("https://127.1:444/p?q", "'https://127.1:444' does not name a host and a port in the usual way."),
+    ],
+)
+def test_a_refusal_says_what_and_why_but_nothing_after_the_host(url: str, text: str) -> None:
+    with pytest.raises(HostNotAllowed) as caught:
+        AllowedHosts("a.example", "*:444").check(url)
+    assert str(caught.value) == text
+
+
 # Addresses of names
 
 
@@ -222,8 +240,10 @@ def test_r7_a_name_that_is_not_named_leads_to_public_addresses_only(pattern: str
     assert hosts.permits_address("api.example.com", 443, "2606:2800:220:1:248:1893:25c8:1946")
 
 
-@pytest.mark.parametrize("address", ["64:ff9b::5db8:d822", "2002:5db8:d822::1", "::ffff:93.184.216.34"])
-def test_a_public_address_in_the_clothes_of_ipv6_is_public(address: str) -> None:
+@pytest.mark.parametrize(
+    "address", ["64:ff9b::5db8:d822", "2002:5db8:d822::1", "::ffff:93.184.216.34", "2606:2800::a00:1"]
+)
+def test_a_public_address_of_ipv6_is_public_whatever_it_looks_like(address: str) -> None:
     assert AllowedHosts("*").permits_address("api.example.com", 443, address)
 
 
