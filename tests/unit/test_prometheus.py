@@ -100,8 +100,8 @@ async def fine() -> None:
 class Scrape:
     """One answer of `/metrics`, parsed."""
 
-    def __init__(self, server: ReliableServer[None]) -> None:
-        self.text = Exporter(server).exposition().decode()
+    def __init__(self, text: str) -> None:
+        self.text = text
         self.families: dict[str, Metric] = {m.name: m for m in text_string_to_metric_families(self.text)}
         self.samples = {
             (sample.name, tuple(sorted(sample.labels.items()))): sample.value
@@ -111,6 +111,10 @@ class Scrape:
 
     def __call__(self, sample: str, **labels: str) -> float:
         return self.samples[sample, tuple(sorted(labels.items()))]
+
+
+async def scraped(server: ReliableServer[None]) -> Scrape:
+    return Scrape((await Exporter(server).exposition()).decode())
 
 
 def everything() -> ReliableServer[None]:
@@ -125,7 +129,7 @@ def everything() -> ReliableServer[None]:
 async def test_r63_every_metric_is_what_it_says_it_is() -> None:
     server = everything()
     await server.call_tool("add", {"a": 1, "b": 2})
-    scrape = Scrape(server)
+    scrape = await scraped(server)
     for family in scrape.families.values():
         assert family.type != "unknown"
         assert family.documentation
@@ -141,7 +145,7 @@ async def test_r63_durations_are_a_histogram_as_the_conventions_have_it() -> Non
     for outcome, duration_s in [(Outcome.OK, 0.03), (Outcome.FALLBACK, 0.05), (Outcome.TIMEOUT, 25)]:
         server.metrics.started("add")
         server.metrics.finished("add", outcome, duration_s)
-    scrape = Scrape(server)
+    scrape = await scraped(server)
     family = scrape.families["mcp_server_operation_duration_seconds"]
     assert family.type == "histogram"
     name = "mcp_server_operation_duration_seconds"
@@ -161,7 +165,7 @@ async def test_r62_calls_are_counted_by_outcome_and_those_in_flight_are_a_gauge(
     await server.call_tool("add", {"a": 1, "b": 2})
     await server.call_tool("add", {"a": -1, "b": 2})
     server.metrics.started("add")
-    scrape = Scrape(server)
+    scrape = await scraped(server)
     add_labels = {"mcp_method_name": "tools/call", "gen_ai_tool_name": "add"}
     counted = {outcome: scrape("mcp_server_calls_total", **add_labels, outcome=outcome) for outcome in Outcome}
     assert {outcome: n for outcome, n in counted.items() if n} == {"ok": 1, "tool_error": 1}
@@ -174,7 +178,7 @@ async def test_r61_resources_and_prompts_are_methods_and_unknown_tools_are_one()
         await server.call_tool(name, {})
     with pytest.raises(Exception, match="Unknown"):
         await server.read_resource("nothing://here")
-    scrape = Scrape(server)
+    scrape = await scraped(server)
     operations = {
         (s.labels["mcp_method_name"], s.labels["gen_ai_tool_name"]) for s in scrape.families["mcp_server_calls"].samples
     }
@@ -192,7 +196,7 @@ async def test_r63_a_dependency_shows_its_load_its_breaker_and_what_was_refused(
         await api.call(failing)
     with pytest.raises(Exception, match="not asked"):
         await api.call(fine)
-    scrape = Scrape(server)
+    scrape = await scraped(server)
     assert {s.labels["state"]: s.value for s in scrape.families["mcp_server_circuit_breakers"].samples} == {
         "closed": 0,
         "open": 1,
@@ -221,7 +225,7 @@ async def test_r61_the_members_of_a_group_are_added_up_and_a_forgotten_one_still
         else:
             with pytest.raises(DependencyFailed):
                 await group.of(f"{host}.example").call(failing)
-        scrape = Scrape(server)
+        scrape = await scraped(server)
         attempts = scrape("mcp_server_dependency_attempts_total", dependency="apis")
         assert attempts == before + 1
         before = attempts
@@ -233,7 +237,7 @@ async def test_r61_the_members_of_a_group_are_added_up_and_a_forgotten_one_still
 
 async def test_r42_a_pool_has_the_names_of_the_conventions() -> None:
     server = everything()
-    scrape = Scrape(server)
+    scrape = await scraped(server)
     label = {"db_client_connection_pool_name": "database"}
     assert scrape("db_client_connection_count", **label, db_client_connection_state="used") == 3
     assert scrape("db_client_connection_count", **label, db_client_connection_state="idle") == 1
@@ -245,7 +249,7 @@ async def test_r42_a_pool_has_the_names_of_the_conventions() -> None:
 
 
 async def test_r63_a_cache_shows_what_it_saved() -> None:
-    scrape = Scrape(everything())
+    scrape = await scraped(everything())
     gauges = {name: scrape(f"mcp_server_cache_{name}", cache="fetch") for name in ("entries", "bytes")}
     assert gauges == {"entries": 1, "bytes": 200}
     totals = {"hits": 3, "stale_hits": 4, "misses": 5, "evictions": 7}
@@ -254,11 +258,11 @@ async def test_r63_a_cache_shows_what_it_saved() -> None:
 
 async def test_r14_the_server_s_own_state_is_there() -> None:
     server = server_of()
-    assert Scrape(server)("mcp_server_ready") == 0
+    assert (await scraped(server))("mcp_server_ready") == 0
     await server.health.fresh_report()
     server.load_shedder.refused = 3
     server.load_shedder.queued = 2
-    scrape = Scrape(server)
+    scrape = await scraped(server)
     assert scrape("mcp_server_ready") == 1
     assert scrape("mcp_server_info", name="stations", version="1.2.3") == 1
     assert scrape("mcp_server_health_check_ok", check="calls") == 1
@@ -269,7 +273,7 @@ async def test_r14_the_server_s_own_state_is_there() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="prometheus_client reads /proc")
 async def test_r14_memory_and_descriptors_of_the_process_are_there() -> None:
-    scrape = Scrape(server_of())
+    scrape = await scraped(server_of())
     assert scrape("process_resident_memory_bytes") > 10_000_000
     assert scrape("process_open_fds") > 0
 
@@ -286,6 +290,11 @@ def test_r63_the_route_answers_without_a_host_check_in_the_format_that_every_pro
     assert client.post("/metrics").status_code == 405
 
 
+def test_r63_without_the_option_there_is_no_such_route() -> None:
+    client = TestClient(server_of().streamable_http_app(), base_url="http://10.1.2.3:9000")
+    assert client.get("/metrics").status_code == 404
+
+
 def test_r63_nothing_is_imported_before_the_first_scrape() -> None:
     code = "import sys, reliability.probes, reliability.http_server; print('prometheus_client' in sys.modules)"
     ran = subprocess.run(
@@ -298,7 +307,7 @@ def test_r63_nothing_is_imported_before_the_first_scrape() -> None:
 async def test_r63_promtool_has_nothing_to_say() -> None:
     server = everything()
     await server.call_tool("add", {"a": 1, "b": 2})
-    text = Exporter(server).exposition()
+    text = await Exporter(server).exposition()
     checked = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, check=False)  # noqa: ASYNC221
     complaints = [line for line in checked.stderr.decode().splitlines() if "db_client_connection_count" not in line]
     assert complaints == []  # that name is OpenTelemetry's

@@ -49,6 +49,6 @@ def add_metrics(server: ReliableServer[Any]) -> None:
             if not exporters:  # in a thread: the import takes a tenth of a second
                 module = await anyio.to_thread.run_sync(import_module, f"{__package__}.prometheus")
                 exporters.append(module.Exporter(server))
-        return Response(exporters[0].exposition(), media_type=_PROMETHEUS)
+        return Response(await exporters[0].exposition(), media_type=_PROMETHEUS)
 
     server.custom_route("/metrics", methods=["GET"])(metrics)

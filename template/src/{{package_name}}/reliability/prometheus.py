@@ -29,7 +29,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
-from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+import anyio.to_thread
+from prometheus_client import ProcessCollector, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -92,21 +93,18 @@ _CACHE: tuple[_Row, ...] = (
 )
 
 
-class Exporter(Collector):
+class Exporter:
     """Answers the scrapes of one server."""
 
     def __init__(self, server: ReliableServer[Any]) -> None:
         self._server = server
-        self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(self)
-        ProcessCollector(registry=self._registry)
+        self._process = ProcessCollector(registry=None)
 
-    def exposition(self) -> bytes:
-        """All figures in Prometheus' text format."""
-        return generate_latest(self._registry)
+    async def exposition(self) -> bytes:
+        """All figures in Prometheus' text format: taken now, and written out in a thread, because that takes longer."""
+        return await anyio.to_thread.run_sync(generate_latest, _Collected([*self._metrics(), *self._process.collect()]))
 
-    def collect(self) -> Iterator[Metric]:
-        """Each metric with its samples; called by the registry."""
+    def _metrics(self) -> Iterator[Metric]:
         yield from self._calls()
         yield from self._health()
         yield from self._dependencies()
@@ -171,6 +169,16 @@ class Exporter(Collector):
 
     def _caches(self) -> Iterator[Metric]:
         yield from _table("mcp_server_cache", "cache", _CACHE, _figures(self._server.parts.statistics("cache")))
+
+
+class _Collected(Collector):
+    """What a library that wants to collect by itself is given."""
+
+    def __init__(self, metrics: list[Metric]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> list[Metric]:
+        return self._metrics
 
 
 def _figures(snapshots: list[Any]) -> list[_Figures]:
