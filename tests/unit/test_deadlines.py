@@ -10,7 +10,16 @@ from contextlib import suppress
 import anyio
 import anyio.to_thread
 import pytest
-from reliability.deadlines import cleanup, deadline, leaving, paused, remaining_s, require_s
+from reliability.deadlines import (
+    cleanup,
+    context_without_deadlines,
+    deadline,
+    expires_at,
+    leaving,
+    paused,
+    remaining_s,
+    require_s,
+)
 from reliability.errors import DeadlineExceeded, NotEnoughTime
 
 from tests.unit.support import CANCELLERS, cancel_at_every_await, let_pass, virtual_time
@@ -433,3 +442,18 @@ async def test_r43_cancelled_at_any_await_no_deadline_is_left_behind(how: str) -
         assert await anyio.to_thread.run_sync(remaining_s) == math.inf
 
     assert await cancel_at_every_await(work, nothing_is_left, how=how) >= 3
+
+
+@virtual_time
+async def test_r44_a_task_that_outlives_its_caller_has_none_of_its_deadlines() -> None:
+    seen: list[float] = []
+
+    async def task() -> None:
+        seen.append(expires_at())
+        with deadline(3):
+            seen.append(expires_at() - asyncio.get_running_loop().time())
+
+    with deadline(60), leaving(1):
+        await asyncio.create_task(task(), context=context_without_deadlines())
+        assert remaining_s() == pytest.approx(59)
+    assert seen == [math.inf, pytest.approx(3)]

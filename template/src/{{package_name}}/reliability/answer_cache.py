@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Awaitable, Callable, Hashable
+from contextlib import suppress
 from typing import Any
 
 import anyio
+from anyio.lowlevel import checkpoint
 from mcp.server.auth.middleware.auth_context import get_access_token
 from mcp.server.auth.provider import principal_components
 from mcp.server.mcpserver import Context
@@ -83,7 +85,7 @@ class AnswerCache:
             return own or await work()  # nor is such an answer shared
         if own is not None:
             return own
-        answer = CallToolResult.model_validate_json(entry.value)
+        answer = _decode(entry.value)
         return answer if entry.made_at >= asked_at else self._labelled(answer, entry)
 
     async def stale(self, key: bytes, error: ReliabilityError) -> CallToolResult | None:
@@ -92,7 +94,7 @@ class AnswerCache:
             with anyio.move_on_after(_RESTORE_PATIENCE_S):
                 await self._restored.wait()
         entry = self.cache.stale(key)
-        return None if entry is None else self._labelled(CallToolResult.model_validate_json(entry.value), entry, error)
+        return None if entry is None else self._labelled(_decode(entry.value), entry, error)
 
     def may_have(self, key: bytes) -> bool:
         """Whether `stale` may find something."""
@@ -102,7 +104,10 @@ class AnswerCache:
         """Take over what an earlier process has stored."""
         if self._store is not None:
             for stored in await self._store.load(self._namespace, limit=self.cache.config.max_entries):
-                self.cache.restore(stored.key, stored.value, stored.age_s)
+                with suppress(ValueError):  # a file may hold anything
+                    _decode(stored.value)
+                    self.cache.restore(stored.key, stored.value, stored.age_s)
+                await checkpoint()  # decoding a thousand takes a while
             self._restored.set()
 
     def _labelled(
@@ -133,6 +138,10 @@ def _encode(answer: Result) -> bytes:
         return answer.model_dump_json(by_alias=True, exclude_none=True).encode()
     except ValueError:
         raise _NotRemembered("The answer is not JSON.") from None
+
+
+def _decode(value: bytes) -> CallToolResult:
+    return CallToolResult.model_validate_json(value)
 
 
 def _digest(*parts: object) -> bytes:

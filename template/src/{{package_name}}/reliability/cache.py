@@ -154,10 +154,13 @@ class StaleCache(Generic[V]):
     def stale(self, key: Hashable) -> Entry[V] | None:
         """The entry of `key` unless it is older than `max_stale_s`: for those who asked in vain."""
         entry = self._entries.get(key)
-        if entry is None or self.age_s(entry) < self.config.max_stale_s:
-            return entry
-        self._forget(key)
-        return None
+        if entry is None:
+            return None
+        if self.age_s(entry) >= self.config.max_stale_s:
+            self._forget(key)
+            return None
+        self._entries.move_to_end(key)
+        return entry
 
     def age_s(self, entry: Entry[V]) -> float:
         """Seconds since the entry was made."""

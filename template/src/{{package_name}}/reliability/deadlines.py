@@ -22,7 +22,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from contextvars import ContextVar, Token
+from contextvars import Context, ContextVar, Token, copy_context
 from types import TracebackType
 
 import anyio
@@ -124,6 +124,13 @@ def cleanup(limit_s: float, *, what: str = "The cleanup") -> AbstractContextMana
         what: Names the work in the log.
     """
     return _Cleanup(limit_s, what)
+
+
+def context_without_deadlines() -> Context:
+    """A copy of the context for a task that may outlive its caller: the deadlines around the caller are not its own."""
+    context = copy_context()
+    context.run(_innermost.set, None)
+    return context
 
 
 def _surrounding() -> Iterator[Deadline]:

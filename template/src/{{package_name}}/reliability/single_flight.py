@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 import anyio
 
 from .cancellation import is_cancelled
-from .deadlines import cleanup, deadline, remaining_s
+from .deadlines import cleanup, context_without_deadlines, deadline, remaining_s
 from .errors import DeadlineExceeded, ReliabilityError, ShuttingDown
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class SingleFlight(Generic[V]):
                 if not flight.expired:
                     raise
         # Nobody does it, or the one who began it had less time than this caller has.
-        flight = self._flights.get(key) or self._begin(key, work, limit_s=remaining_s())
+        flight = self._flights.get(key) or self._begin(key, work, limit_s=round(remaining_s(), 3))
         return await self._wait_for(key, flight)
 
     def run_in_background(self, key: Hashable, work: Callable[[], Awaitable[V]]) -> None:
@@ -90,7 +90,7 @@ class SingleFlight(Generic[V]):
         self, key: Hashable, work: Callable[[], Awaitable[V]], *, limit_s: float, background: bool = False
     ) -> _Flight[V]:
         flight = self._flights[key] = _Flight(background=background)
-        task = asyncio.create_task(self._fly(key, flight, work, limit_s))
+        task = asyncio.create_task(self._fly(key, flight, work, limit_s), context=context_without_deadlines())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return flight
