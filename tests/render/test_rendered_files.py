@@ -173,6 +173,8 @@ def imports(path: Path) -> set[str]:
             names |= {alias.name for alias in node.names} | {(node.module or "").rpartition(".")[2]}
         elif isinstance(node, ast.Import):
             names |= {alias.name.rpartition(".")[2] for alias in node.names}
+        elif isinstance(node, ast.Constant) and str(node.value).startswith("."):
+            names.add(str(node.value).rpartition(".")[2])  # import_module(f"{__package__}.name")
     return names
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,6 +15,7 @@ from reliability.configuration import (
     EnvironmentSettings,
     PostgresUrl,
     WebAddress,
+    at_most,
     load_settings,
     unknown_variables,
 )
@@ -36,6 +37,8 @@ class Settings(EnvironmentSettings):
     other_key: SecretStr | None = Field(default=None, min_length=8)
     api_url: WebAddress = "https://api.example.com"
     database_url: PostgresUrl = SecretStr("postgresql://localhost/x")
+    window: int = Field(10, ge=1, le=100)
+    minimum: Annotated[int, at_most("window")] = Field(5, ge=1, le=100, validate_default=True)
 
 
 def complaints(monkeypatch: pytest.MonkeyPatch, **values: str) -> list[str]:
@@ -59,6 +62,26 @@ def test_what_is_no_address_is_refused_with_an_example(monkeypatch: pytest.Monke
     assert complaints(monkeypatch, API_URL=address) == [
         f"MY_SERVER_API_URL={address!r} is not valid: {LIKE_AN_ADDRESS}."
     ]
+
+
+@pytest.mark.parametrize(
+    ("values", "sentences"),
+    [
+        ({"MINIMUM": "10"}, []),
+        ({"MINIMUM": "11"}, ["MINIMUM='11' is not valid: it must be at most WINDOW, which is 10."]),
+        ({"WINDOW": "4"}, ["MINIMUM=5 is not valid: it must be at most WINDOW, which is 4."]),
+        ({"MINIMUM": "0"}, ["MINIMUM='0' is not valid: it must be a whole number at least 1 and at most 100."]),
+        ({"WINDOW": "x"}, ["WINDOW='x' is not valid: it must be a whole number at least 1 and at most 100."]),
+    ],
+)
+def test_a_setting_may_be_bounded_by_another(
+    monkeypatch: pytest.MonkeyPatch, values: dict[str, str], sentences: list[str]
+) -> None:
+    if sentences:
+        assert complaints(monkeypatch, **values) == [f"MY_SERVER_{sentence}" for sentence in sentences]
+    else:
+        monkeypatch.setenv("MY_SERVER_MINIMUM", values["MINIMUM"])
+        assert load_settings(Settings).minimum == 10
 
 
 def test_no_address_shows_its_password(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.message import SessionMessage
 from mcp_types import CallToolResult, TextContent, jsonrpc_message_adapter
 
-from .project import PACKAGE, PREFIX, TRANSPORTS
+from .project import PACKAGE, PREFIX, STORAGE, TRANSPORTS
 
 START_S = 30.0
 """Time for a server to start on a busy machine."""
@@ -71,6 +71,13 @@ def environment(settings: Mapping[str, object]) -> dict[str, str]:
     return {**inherited, **{PREFIX + name: str(value) for name, value in settings.items()}}
 
 
+def _own_settings(transport: str, directory: Path) -> dict[str, object]:
+    """What keeps the servers of the tests apart, and away from everything that is yours."""
+    port = {"HTTP_PORT": 0} if transport == "http" else {}
+    database = {"DATABASE_PATH": directory / "data.db"} if STORAGE == "sqlite" else {}
+    return {**port, **database}
+
+
 class ServerProcess:
     """One server.
 
@@ -91,11 +98,12 @@ class ServerProcess:
         hostile: bool = True,
         **arguments: Any,
     ) -> None:
-        chosen = {**({"HTTP_PORT": 0} if transport == "http" else {}), **(settings or {})}
+        self._directory = tempfile.TemporaryDirectory(prefix="server-", ignore_cleanup_errors=True)
+        chosen = {**_own_settings(transport, Path(self._directory.name)), **(settings or {})}
         self.transport = transport
         self._era = HANDSHAKE
-        descriptor, name = tempfile.mkstemp(prefix="stderr-")
-        self._stderr = Path(name)
+        self._stderr = Path(self._directory.name) / "stderr"
+        descriptor = os.open(self._stderr, os.O_WRONLY | os.O_CREAT)
         self.process = subprocess.Popen(
             command(transport, hostile=hostile),
             **{
@@ -127,7 +135,7 @@ class ServerProcess:
                 pipe.close()
         if exc is not None:
             sys.stderr.write(self.stderr())  # pytest shows it beside the failure
-        self._stderr.unlink()
+        self._directory.cleanup()
 
     # ---- the process -------------------------------------------------------------------------------------------------
 

@@ -37,6 +37,21 @@ LogLevel = Annotated[
 """A setting that is a level of logging, in upper or lower case."""
 
 
+def at_most(other: str) -> AfterValidator:
+    """Refuse a setting that is above the setting `other`, which is declared before it.
+
+    A default is looked at only in a field with `validate_default=True`.
+    """
+
+    def check(value: float, others: ValidationInfo) -> float:
+        limit = others.data.get(other)  # there is none where it is wrong itself
+        if limit is not None and value > limit:
+            raise ValueError(f"it must be at most {other.upper()}, which is {limit:g}")
+        return value
+
+    return AfterValidator(check)
+
+
 def _web_address(text: str) -> str:
     if not re.fullmatch(r"https?://(\[[0-9A-Fa-f:.]+\]|[^\s/?#@:\[\]]+)(:\d{1,5})?(/[^\s?#]*)?", text):
         raise ValueError("it must be like https://api.example.com/v1, without user, query and fragment")
@@ -85,7 +100,7 @@ def load_settings(settings_class: type[SettingsT]) -> SettingsT:
         return settings_class.model_validate(_values(settings_class))
     except ValidationError as error:
         found = error.errors(include_url=False)
-        lines = [_explain(settings_class, p["loc"], p["input"], _own_words(p["msg"])) for p in found]
+        lines = [_explain(settings_class, p["loc"], p["input"], p["msg"]) for p in found]
         raise ConfigurationError("\n".join(lines)) from None
 
 
@@ -121,11 +136,6 @@ def _nearest(name: str, known: list[str], prefix: str) -> str | None:
     return next((prefix + found for found in difflib.get_close_matches(name, known, n=1)), None)
 
 
-def _own_words(message: str) -> str:
-    """What a validator raised, without what pydantic puts around it."""
-    return message.removeprefix("Value error, ").removesuffix(".")
-
-
 def _explain(
     settings_class: type[EnvironmentSettings], location: tuple[int | str, ...], value: object, reason: str
 ) -> str:
@@ -134,8 +144,10 @@ def _explain(
     schema = settings_class.model_json_schema()["properties"].get(name, {})
     # "writeOnly" is how a schema marks a secret, and before "@" an address may hold one.
     shown = "(hidden)" if "writeOnly" in str(schema) or "@" in str(value) else repr(value)
+    own_words = reason.removeprefix(_VALIDATOR).removesuffix(".")  # of a validator, without what pydantic adds
     allowed = next(filter(None, map(_allowed, [schema, *schema.get("anyOf", [])])), "")
-    return f"{variable}={shown} is not valid: {f'it must be {allowed}' if allowed else reason}."
+    described = f"it must be {allowed}" if allowed and not reason.startswith(_VALIDATOR) else own_words
+    return f"{variable}={shown} is not valid: {described}."
 
 
 def _allowed(schema: dict[str, Any]) -> str:
@@ -147,6 +159,7 @@ def _allowed(schema: dict[str, Any]) -> str:
     return " ".join([kind, " and ".join(bounds)]).strip()
 
 
+_VALIDATOR = "Value error, "
 _KINDS = {
     "integer": "a whole number",
     "number": "a number",
