@@ -17,14 +17,15 @@ import math
 import random
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from enum import StrEnum
 from types import TracebackType
-from typing import Any, Self, TypeVar, get_args
+from typing import Self, TypeVar, get_args
 
 from mcp.shared.exceptions import MCPError
 from pydantic import ValidationError
 
+from .bounds import bounded, check_bounds
 from .cancellation import is_cancelled
 from .errors import CircuitOpen, DependencyBusy, NotEnoughTime, Overloaded, ToolFailure
 from .sliding_window import FAILED, OK, SLOW, CountWindow, SlidingWindow, WindowType, sliding_window
@@ -63,10 +64,6 @@ _REFUSALS = {
 }
 
 
-def _number(default: float, lowest: float, highest: float) -> Any:
-    return field(default=default, metadata={"limits": (lowest, highest)})
-
-
 @dataclass(frozen=True, kw_only=True)
 class CircuitBreakerConfig:
     """When a breaker opens and closes. The names are resilience4j's, with the units added.
@@ -79,34 +76,31 @@ class CircuitBreakerConfig:
 
     sliding_window_type: WindowType = "count"
     """`count`: the last calls; `time`: the last seconds; `consecutive`: failures in a row."""
-    sliding_window_size: int = _number(20, 1, 10_000)
+    sliding_window_size: int = bounded(20, 1, 10_000)
     """Calls or seconds; not used by `consecutive`."""
-    minimum_number_of_calls: int = _number(5, 1, 10_000)
+    minimum_number_of_calls: int = bounded(5, 1, 10_000)
     """No rate is looked at before so many calls are in the window; `consecutive`: so many failures in a row open it."""
-    failure_rate_threshold: float = _number(0.5, 0.001, 1)
+    failure_rate_threshold: float = bounded(0.5, 0.001, 1)
     """Share of failures that opens it."""
-    slow_call_duration_threshold_s: float = _number(math.inf, 0.001, math.inf)
+    slow_call_duration_threshold_s: float = bounded(math.inf, 0.001, math.inf)
     """A call that takes as long is slow, even if it is cancelled then; by default, none is."""
-    slow_call_rate_threshold: float = _number(1, 0.001, 1)
+    slow_call_rate_threshold: float = bounded(1, 0.001, 1)
     """Share of slow calls that opens it."""
-    wait_duration_in_open_state_s: float = _number(60, 0.001, 86_400)
+    wait_duration_in_open_state_s: float = bounded(60, 0.001, 86_400)
     """Time before the first probe."""
-    wait_duration_multiplier: float = _number(1.5, 1, 100)
+    wait_duration_multiplier: float = bounded(1.5, 1, 100)
     """What the wait grows by whenever probes fail."""
-    max_wait_duration_in_open_state_s: float = _number(180, 0.001, 86_400)
+    max_wait_duration_in_open_state_s: float = bounded(180, 0.001, 86_400)
     """Where it stops growing."""
-    wait_duration_jitter: float = _number(0.1, 0, 0.9)
+    wait_duration_jitter: float = bounded(0.1, 0, 0.9)
     """Largest share that a wait is shortened by, at random: not every process should ask at the same moment."""
-    permitted_number_of_calls_in_half_open_state: int = _number(3, 1, 1000)
+    permitted_number_of_calls_in_half_open_state: int = bounded(3, 1, 1000)
     """Probes that must succeed, and that may run at once."""
-    max_wait_duration_in_half_open_state_s: float = _number(30, 0.001, 86_400)
+    max_wait_duration_in_half_open_state_s: float = bounded(30, 0.001, 86_400)
     """A probe that has not ended by then has failed."""
 
     def __post_init__(self) -> None:
-        for number in fields(self)[1:]:
-            (lowest, highest), value = number.metadata["limits"], getattr(self, number.name)
-            if not lowest <= value <= highest:
-                raise ValueError(f"{number.name} must be from {lowest:g} to {highest:g}; it is {value!r}.")
+        check_bounds(self)
         if self.sliding_window_type not in get_args(WindowType):
             raise ValueError(f"sliding_window_type must be one of {get_args(WindowType)}.")
         if self.sliding_window_type == "count" and self.minimum_number_of_calls > self.sliding_window_size:
@@ -141,12 +135,15 @@ class CircuitBreakerStatistics:
     slow: int
     probes: int
     """Probes that run now."""
-    rejected: int
-    """Calls refused since the start."""
+    calls_total: int
+    """Since the start, as all that follow: calls whose end counted, `late` ones included."""
+    failures_total: int
     late: int
-    """Results since the start that came after their state had ended, and count nowhere else."""
+    """Calls that ended after the state in which they began."""
+    rejected: int
+    """Calls that were refused."""
     transitions: dict[State, int]
-    """How often each state was entered since the start."""
+    """How often each state was entered."""
 
 
 class Permit:
@@ -215,8 +212,10 @@ class CircuitBreaker:
         self._random = random
         self._slow_s = config.slow_call_duration_threshold_s
         self._listeners: list[Callable[[Transition], None]] = []
-        self._rejected = 0
+        self._calls = 0
+        self._failures = 0
         self._late = 0
+        self._rejected = 0
         self._transitions = dict.fromkeys(State, 0)
         self._wait_s = config.wait_duration_in_open_state_s
         self._open_until = -math.inf
@@ -255,6 +254,10 @@ class CircuitBreaker:
         """
         now = self._clock()
         return Permit(self, self._window, now) if self._admits_all else self._acquire_probe(now)
+
+    def check(self) -> None:
+        """Raise what `acquire` would raise now, for a call that has to wait for something else first."""
+        self._give_back(self.acquire())
 
     def begin(self, permit: Permit) -> None:
         """The call begins only now: its time so far, such as a wait in a queue, is not the dependency's."""
@@ -317,8 +320,10 @@ class CircuitBreaker:
             failures=self._window.failures,
             slow=self._window.slow,
             probes=len(self._probes),
-            rejected=self._rejected,
+            calls_total=self._calls,
+            failures_total=self._failures,
             late=self._late,
+            rejected=self._rejected,
             transitions=self._transitions.copy(),
         )
 
@@ -338,6 +343,8 @@ class CircuitBreaker:
         return permit
 
     def _settle(self, permit: Permit, outcome: int, now: float) -> None:
+        self._calls += 1
+        self._failures += outcome & FAILED
         window = permit.window
         if window is not self._window:
             self._late += 1
