@@ -215,12 +215,13 @@ async def test_r46_when_all_have_left_the_work_is_cancelled() -> None:
 async def test_r46_nobody_joins_work_that_is_being_cancelled() -> None:
     some, cleaned_up = flights(), anyio.Event()
 
-    async def slow_to_end() -> NoReturn:
+    async def slow_to_end() -> str:
         try:
             await anyio.sleep_forever()
         finally:
             with anyio.CancelScope(shield=True):
                 await cleaned_up.wait()
+        raise AssertionError
 
     async with anyio.create_task_group() as tasks:
         first = Caller(tasks, lambda: some.run("key", slow_to_end))
@@ -238,12 +239,13 @@ async def test_r46_nobody_joins_work_that_is_being_cancelled() -> None:
 async def test_r46_one_that_is_slow_to_end_does_not_end_its_successor() -> None:
     some, cleaned_up, work = flights(), anyio.Event(), Work("new")
 
-    async def slow_to_end() -> NoReturn:
+    async def slow_to_end() -> str:
         try:
             await anyio.sleep_forever()
         finally:
             with anyio.CancelScope(shield=True):
                 await cleaned_up.wait()
+        raise AssertionError
 
     async with anyio.create_task_group() as tasks:
         first = Caller(tasks, lambda: some.run("key", slow_to_end))
