@@ -454,6 +454,26 @@ async def test_r59_a_task_that_a_call_left_behind_asks_without_a_place() -> None
 
 
 @virtual_time
+@pytest.mark.parametrize("call_s", [1, 5.5, 20])
+async def test_r59_a_call_that_ends_before_the_answer_to_its_task_leaves_no_place_taken(call_s: float) -> None:
+    setup = Setup(places=1)
+    async with anyio.create_task_group() as tasks:
+
+        async def leaving_one_behind() -> None:
+            tasks.start_soon(ask, setup, 5)
+            await anyio.sleep(call_s)
+
+        async def busy() -> None:
+            await anyio.sleep(5)
+
+        tasks.start_soon(setup.pipeline.run, call(), leaving_one_behind)
+        await anyio.sleep(0.5)
+        await setup.pipeline.run(call(), busy)
+    setup.assert_nothing_is_held()
+    assert setup.pipeline._lent == 0
+
+
+@virtual_time
 async def test_r44_no_answer_in_time_is_a_timeout_of_the_answer() -> None:
     setup = Setup()
     with pytest.raises(DeadlineExceeded, match="The answer to a question took longer than its limit of 300 s"):

@@ -38,12 +38,13 @@ _EXPECTED = frozenset({Outcome.OK, Outcome.FALLBACK, Outcome.TOOL_ERROR, Outcome
 
 
 class _Place:
-    """One of the places of calls in flight; `is_held` is false while it is lent to others."""
+    """One of the places of calls in flight; `is_held` is false while it is lent to others, and at the end."""
 
-    __slots__ = ("is_held",)
+    __slots__ = ("is_held", "is_over")
 
     def __init__(self) -> None:
         self.is_held = True
+        self.is_over = False
 
 
 _place: ContextVar[_Place | None] = ContextVar("place", default=None)
@@ -115,6 +116,13 @@ class Pipeline:
         self._lent -= 1
         await self.load_shedder.reacquire()  # a call that is cancelled goes on without
         place.is_held = True
+        if place.is_over:  # a task that the call left behind has asked
+            self._give_back(place)
+
+    def _give_back(self, place: _Place) -> None:
+        if place.is_held:
+            place.is_held = False
+            self.load_shedder.release()
 
     def overdue(self) -> int:
         """Calls that were cancelled at their deadline and have not ended: their tools swallow the cancellation."""
@@ -191,9 +199,8 @@ class Pipeline:
             return await work()
         finally:
             _place.reset(token)
-            if place.is_held:
-                place.is_held = False  # nor can a task that the call left behind lend it
-                self.load_shedder.release()
+            place.is_over = True
+            self._give_back(place)
 
 
 def _about(error: DependencyError) -> dict[str, object]:
