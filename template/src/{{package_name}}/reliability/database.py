@@ -1,0 +1,210 @@
+"""The face that SQLite and PostgreSQL share, so that a tool is the same on both.
+
+    rows = await database.fetch_all("SELECT id, title FROM notes WHERE owner = $1", owner)
+    async with database.transaction() as transaction:
+        await transaction.execute("UPDATE accounts SET cents = cents - $1 WHERE id = $2", cents, payer)
+        await transaction.execute("UPDATE accounts SET cents = cents + $1 WHERE id = $2", cents, payee)
+
+Placeholders are `$1`, `$2`, ...; portable values are None, bool, int, float, str and bytes (keep times as text in ISO
+8601). Every operation goes through the dependency's guard: its breaker, its limit and the caller's deadline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextvars import ContextVar
+from types import TracebackType
+from typing import Any, Protocol, Self, TypeAlias, TypeVar
+
+from . import pool
+from .dependency import Dependency
+from .errors import DependencyError
+from .pool import Pool, PoolStatistics
+
+T = TypeVar("T")
+Row: TypeAlias = dict[str, Any]
+
+
+class Queries(Protocol):
+    """What a database and a transaction have in common.
+
+    Raises:
+        ConstraintViolated: A statement breaks a rule of the schema.
+        DependencyError: The database did not do its part; see `errors`.
+        Exception: The driver's own, for a statement that is wrong: the author's mistake, masked for the client.
+    """
+
+    async def fetch_all(self, sql: str, *args: Any) -> list[Row]:
+        """Every row."""
+
+    async def fetch_one(self, sql: str, *args: Any) -> Row | None:
+        """The first row; None without any."""
+
+    async def execute(self, sql: str, *args: Any) -> int:
+        """The number of rows that were inserted, updated or deleted."""
+
+    def transaction(self) -> AbstractAsyncContextManager[Queries]:
+        """All or nothing of the body: an exception, or a cancellation, undoes it."""
+
+
+class Connection(pool.Connection, Protocol):
+    """What a driver's connection must do. Raises as `Queries` does."""
+
+    async def fetch_all(self, sql: str, *args: Any) -> list[Row]:
+        """Every row."""
+
+    async def fetch_one(self, sql: str, *args: Any) -> Row | None:
+        """The first row."""
+
+    async def execute(self, sql: str, *args: Any) -> int:
+        """The number of rows that changed."""
+
+    async def begin(self, *, read_only: bool) -> None:
+        """Begin a transaction; leaving it without `COMMIT` is undone by `reset`."""
+
+
+C = TypeVar("C", bound=Connection)
+
+
+class Database:
+    """Base of both databases: an async context manager that closes the pools. It connects when it is first used.
+
+    Args:
+        dependency: Guards every operation; has no bulkhead, because the pools are one.
+        writers: Lends connections that may write.
+        readers: Lends connections for reading; may be the same pool.
+    """
+
+    def __init__(self, dependency: Dependency, writers: Pool[Any], readers: Pool[Any]) -> None:
+        self.name = dependency.name
+        self.pools = tuple(dict.fromkeys((writers, readers)))
+        self._dependency = dependency
+        self._writers = writers
+        self._readers = readers
+        self._current: ContextVar[Transaction | None] = ContextVar("transaction", default=None)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for each in reversed(self.pools):  # the writer last: with SQLite it tidies up
+            await each.close()
+
+    def statistics(self) -> list[PoolStatistics]:
+        """A snapshot of each pool."""
+        return [each.statistics() for each in self.pools]
+
+    async def fetch_all(self, sql: str, *args: Any) -> list[Row]:
+        """Every row."""
+        return await self._read(lambda connection: connection.fetch_all(sql, *args))
+
+    async def fetch_one(self, sql: str, *args: Any) -> Row | None:
+        """The first row; None without any."""
+        return await self._read(lambda connection: connection.fetch_one(sql, *args))
+
+    async def execute(self, sql: str, *args: Any) -> int:
+        """The number of rows that were inserted, updated or deleted."""
+        async with self._session(self._writers) as connection:
+            return await connection.execute(sql, *args)
+
+    @asynccontextmanager
+    async def transaction(self, *, read_only: bool = False) -> AsyncIterator[Transaction]:
+        """All or nothing of the body, within the dependency's limit; with `read_only` it sees one unchanging state."""
+        async with self._session(self._readers if read_only else self._writers) as connection:
+            await connection.begin(read_only=read_only)
+            async with Transaction(connection) as transaction:
+                self._current.set(transaction)
+                yield transaction
+            await connection.execute("COMMIT")
+
+    async def _read(self, read: Callable[[Connection], Awaitable[T]]) -> T:
+        async with self._session(self._readers) as connection:
+            return await read(connection)
+
+    @asynccontextmanager
+    async def _session(self, lender: Pool[Any]) -> AsyncIterator[Connection]:
+        """A guarded connection. Only the database's own failures pass the guard: the others are not its fault."""
+        current = self._current.get()
+        if current is not None and not current.ended:
+            raise RuntimeError(
+                "A transaction is open: use its own methods. A second connection could wait for its locks."
+            )
+        foreign: Exception | None = None
+        async with self._dependency.guard(), lender.connection() as connection:
+            try:
+                yield connection
+            except Exception as error:
+                if isinstance(error, DependencyError) and error.dependency == self.name:
+                    raise
+                foreign = error
+        if foreign is not None:
+            raise foreign
+
+
+class Transaction:
+    """One transaction, for the time of its body. After a failed statement it can only be undone.
+
+    What may fail goes into a transaction within it, which is undone alone.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._failed = False
+        self.ended = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.ended = True
+        if exc is None:
+            self._refuse_when_failed()
+
+    async def fetch_all(self, sql: str, *args: Any) -> list[Row]:
+        """Every row."""
+        return await self._run(self._connection.fetch_all, sql, *args)
+
+    async def fetch_one(self, sql: str, *args: Any) -> Row | None:
+        """The first row; None without any."""
+        return await self._run(self._connection.fetch_one, sql, *args)
+
+    async def execute(self, sql: str, *args: Any) -> int:
+        """The number of rows that were inserted, updated or deleted."""
+        return await self._run(self._connection.execute, sql, *args)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Transaction]:
+        """A part that is undone alone when its body raises; a cancellation undoes the whole."""
+        await self.execute("SAVEPOINT part")
+        try:
+            async with Transaction(self._connection) as part:
+                yield part
+        except Exception:
+            await self.execute("ROLLBACK TO SAVEPOINT part")
+            await self.execute("RELEASE SAVEPOINT part")
+            raise
+        except BaseException:
+            self._failed = True
+            raise
+        await self.execute("RELEASE SAVEPOINT part")
+
+    async def _run(self, run: Callable[..., Awaitable[T]], *args: Any) -> T:
+        if self.ended:
+            raise RuntimeError("The transaction has ended.")
+        self._refuse_when_failed()
+        try:
+            return await run(*args)
+        except BaseException:
+            self._failed = True
+            raise
+
+    def _refuse_when_failed(self) -> None:
+        if self._failed:
+            raise RuntimeError(
+                "A statement failed, so this transaction is undone; put what may fail into a nested one."
+            )
