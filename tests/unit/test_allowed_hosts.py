@@ -5,11 +5,16 @@ from __future__ import annotations
 import ipaddress
 import socket
 
+from typing import TYPE_CHECKING
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from reliability.allowed_hosts import AllowedHosts
 from reliability.errors import HostNotAllowed, ToolFailure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 PUBLIC = "93.184.216.34"
 FORBIDDEN = [
@@ -116,6 +121,19 @@ def test_the_longest_name_is_a_name() -> None:
     assert len(longest) == 253
     assert allows(AllowedHosts(longest), f"https://{longest}")
     assert not allows(AllowedHosts("*"), f"https://{longest}y")
+
+
+def test_the_server_of_a_url_and_more() -> None:
+    hosts = AllowedHosts.of("http://Localhost:8000/v1?x#y", "*.example.com")
+    assert str(hosts) == "http://localhost:8000, *.example.com"
+    assert str(AllowedHosts.of("https://b\u00fccher.example:443")) == "https://xn--bcher-kva.example"
+
+
+@pytest.mark.parametrize("url", ["", "api.example.com", "https://user:secret@api.example.com", "https://"])
+def test_a_url_without_a_server_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match=r"must|is not of the form") as caught:
+        AllowedHosts.of(url)
+    assert "secret" not in str(caught.value)
 
 
 def test_every_pattern_of_a_list_counts() -> None:
@@ -275,7 +293,9 @@ def test_a_named_address_is_permitted_as_itself_alone() -> None:
 
 # Any spelling at all
 
-numbers = st.sampled_from([str, hex, lambda n: f"0{n:o}", lambda n: f"0X{n:X}", lambda n: f"0x00{n:x}"])
+numbers: st.SearchStrategy[Callable[[int], str]] = st.sampled_from(
+    [str, hex, lambda n: f"0{n:o}", lambda n: f"0X{n:X}", lambda n: f"0x00{n:x}"]
+)
 
 
 @st.composite

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Self
 
 import httpx2
 
@@ -66,6 +67,19 @@ class AllowedHosts:
         if not patterns:
             raise ValueError("List at least one allowed host, such as 'api.example.com'.")
         self._patterns = [_pattern(text.strip().lower()) for text in patterns]
+
+    @classmethod
+    def of(cls, url: str, *patterns: str) -> Self:
+        """The server of `url`, and `patterns`.
+
+        Raises:
+            ValueError: As above, or `url` is none.
+        """
+        try:
+            server = _parsed(url)
+        except HostNotAllowed as error:
+            raise ValueError(str(error)) from None
+        return cls(f"{server.scheme}://{server.netloc.decode()}", *patterns)
 
     def __str__(self) -> str:
         """The list, for people."""

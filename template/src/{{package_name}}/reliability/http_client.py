@@ -133,10 +133,8 @@ class HttpClient:
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        self._base = _parsed_base(base_url) if base_url else None
-        self._allowed_hosts = allowed_hosts or _only(self._base)
-        if self._base is not None:
-            self._allowed_hosts.check(self._base)
+        self._allowed_hosts = allowed_hosts or AllowedHosts.of(base_url)
+        self._base = _base(base_url, self._allowed_hosts) if base_url else None
         self._dependency = dependency
         self._limits = limits
         self._headers = _checked(headers)
@@ -300,20 +298,14 @@ class HttpClient:
         return _redirected(request, response.status, target)
 
 
-def _parsed_base(base_url: str) -> httpx2.URL:
+def _base(url: str, allowed_hosts: AllowedHosts) -> httpx2.URL:
     try:
-        base = httpx2.URL(base_url)
-    except httpx2.InvalidURL as error:
-        raise ValueError(f"base_url is not valid: {error}") from None
-    if base.query or base.fragment or base.userinfo:
-        raise ValueError("base_url must have no query, no fragment, and no user name or password; use `headers`.")
+        base = allowed_hosts.check(url)
+    except HostNotAllowed as error:
+        raise ValueError(f"base_url: {error}") from None
+    if base.query or base.fragment:
+        raise ValueError("base_url: It must have neither a query nor a fragment.")
     return base
-
-
-def _only(base: httpx2.URL | None) -> AllowedHosts:
-    if base is None:
-        raise ValueError("Give `base_url`, `allowed_hosts`, or both.")
-    return AllowedHosts(f"{base.scheme}://{base.netloc.decode()}")
 
 
 def _checked(headers: Mapping[str, str] | None) -> dict[str, str]:
@@ -326,7 +318,7 @@ def _checked(headers: Mapping[str, str] | None) -> dict[str, str]:
 
 
 def _redirected(request: httpx2.Request, status: int, target: httpx2.URL) -> httpx2.Request:
-    is_get = (status == 303 and request.method != "HEAD") or (status in {301, 302} and request.method == "POST")
+    is_get = (status == 303 and request.method not in {"GET", "HEAD"}) or (status < 303 and request.method == "POST")
     is_foreign = target.origin != request.url.origin
     headers = {
         name: value
