@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reliability.chaos import Chaos, Faults
 from reliability.circuit_breaker import CircuitBreakerConfig, State
-from reliability.dependency import Dependency, DependencyLimits, DependencyTotals
+from reliability.dependency import Dependency, DependencyLimits
+from reliability.dependency_statistics import DependencyTotals
 from reliability.errors import ConnectionBroken, DependencyTimeout
 from reliability.retry import RetryConfig
 

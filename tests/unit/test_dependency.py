@@ -12,8 +12,9 @@ import pytest
 from reliability.chaos import Chaos
 from reliability.circuit_breaker import CircuitBreakerConfig, State
 from reliability.deadlines import deadline, remaining_s
-from reliability.dependency import Dependency, DependencyLimits, DependencyTotals
+from reliability.dependency import Dependency, DependencyLimits
 from reliability.dependency_group import DependencyGroup
+from reliability.dependency_statistics import DependencyTotals
 from reliability.errors import (
     CircuitOpen,
     ConnectionBroken,
@@ -413,11 +414,44 @@ async def test_waiting_in_the_queue_is_not_the_slowness_of_the_dependency() -> N
     assert (api.breaker.statistics().calls, api.breaker.statistics().slow) == (4, 0)
 
 
-async def test_a_call_that_was_cancelled_when_it_was_slow_already_counts_as_slow() -> None:
-    api = dependency(breaker={"slow_call_duration_threshold_s": 2})
-    with anyio.move_on_after(3):
+@both_ways
+@pytest.mark.parametrize(
+    ("options", "cancelled_after_s", "slow"),
+    [
+        ({}, 3.9, 0),
+        ({}, 4, 1),
+        ({"timeout_s": 4.5}, 4, 1),
+        ({"timeout_s": 30}, 28.9, 0),
+        ({"timeout_s": 30}, 29, 1),
+    ],
+)
+async def test_r46_a_call_that_is_cancelled_when_its_limit_is_nearly_over_counts_as_slow(
+    ask: Any, options: dict[str, float], cancelled_after_s: float, slow: int
+) -> None:
+    api = dependency(attempt_timeout_s=5)
+    with anyio.move_on_after(cancelled_after_s):
+        await ask(api, hang, **options)
+    assert api.breaker.statistics().slow == slow
+    assert api.statistics().totals == DependencyTotals(calls=1)
+
+
+async def test_what_is_slow_may_be_configured() -> None:
+    api = dependency(attempt_timeout_s=5, breaker={"slow_call_duration_threshold_s": 2})
+    with anyio.move_on_after(2):
         await api.call(hang)
     assert api.breaker.statistics().slow == 1
+
+
+async def test_r56_a_probe_is_not_given_up_for_lost_while_it_has_time() -> None:
+    api = dependency(attempt_timeout_s=100, breaker={"max_wait_duration_in_half_open_state_s": 30})
+    await open_breaker(api)
+    await anyio.sleep(60)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(lambda: api.call(lambda: anyio.sleep(79)))
+        await anyio.sleep(78)
+        assert await api.call(answer) == "answer"
+    assert await api.call(answer) == "answer"
+    assert api.breaker.state is State.CLOSED
 
 
 # The bulkhead: R59.

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import NoReturn, TypeVar
 
@@ -26,14 +27,9 @@ import anyio
 from .bounds import bounded, check_bounds
 from .cancellation import is_cancelled
 from .chaos import Chaos
-from .circuit_breaker import (
-    CircuitBreaker,
-    CircuitBreakerConfig,
-    CircuitBreakerStatistics,
-    State,
-    is_dependency_failure,
-)
+from .circuit_breaker import CircuitBreaker, CircuitBreakerConfig, State, is_dependency_failure
 from .deadlines import Deadline, expires_at
+from .dependency_statistics import DependencyStatistics, DependencyTotals
 from .errors import ConnectionBroken, DependencyBusy, DependencyError, DependencyTimeout, NotEnoughTime
 from .health import Check, Unhealthy
 from .load_shedding import LoadShedder
@@ -45,6 +41,8 @@ _SHARE_OF_WHAT_IS_LEFT = 0.95
 """An attempt ends a little before the call does: then it is the dependency's timeout, and a fallback may still fit."""
 _SMALLEST_SHARE = 0.1
 """An attempt that gets less than this share of its limit would only burden the dependency."""
+_SHARE_OF_WHAT_IS_SLOW = 0.8
+"""An attempt that takes this share of its limit is slow, unless the breaker's configuration says what is."""
 _BROKEN = (ConnectionError, TimeoutError, asyncio.CancelledError)
 """Errors of a connection that broke: the last one when it was not this task that was cancelled, but the library's."""
 
@@ -66,51 +64,11 @@ class DependencyLimits:
     queue_timeout_s: float = bounded(5, 0.001, 3600)
     """Longest wait for a place."""
     circuit_breaker: CircuitBreakerConfig = field(default_factory=CircuitBreakerConfig)
+    """What is slow is derived from `attempt_timeout_s` where it is left open."""
     retry: RetryConfig = field(default_factory=RetryConfig)
 
     def __post_init__(self) -> None:
         check_bounds(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DependencyTotals:
-    """What was counted since the start; it only ever grows."""
-
-    calls: int = 0
-    """Attempts that were made: retries included, refusals not."""
-    failures: int = 0
-    """Attempts that counted against the dependency."""
-    timeouts: int = 0
-    """Attempts that ended at their limit; failures, too."""
-    busy: int = 0
-    """Calls refused by the bulkhead."""
-    rejected: int = 0
-    """Calls refused by the breaker."""
-    opened: int = 0
-    """How often the breaker opened."""
-    retries: int = 0
-    retries_refused: int = 0
-    """Retries that the budget did not pay for."""
-
-    def __add__(self, other: DependencyTotals) -> DependencyTotals:
-        return DependencyTotals(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
-
-
-@dataclass(frozen=True, kw_only=True)
-class DependencyStatistics:
-    """The state of one dependency, and its figures."""
-
-    name: str
-    state: State
-    in_flight: int
-    queued: int
-    """Calls that wait for a place of the bulkhead."""
-    retry_tokens: float
-    """What is left in the budget for retries."""
-    chaos: bool
-    """Whether faults are injected."""
-    totals: DependencyTotals
-    breaker: CircuitBreakerStatistics
 
 
 class Dependency:
@@ -138,7 +96,7 @@ class Dependency:
         self.name = name
         self.limits = limits
         self.critical = critical
-        self.breaker = CircuitBreaker(name, limits.circuit_breaker, is_failure=self._counts, clock=clock)
+        self.breaker = CircuitBreaker(name, _breaker_config(limits), is_failure=self._counts, clock=clock)
         self.retry = Retry(limits.retry)
         self._places = _bulkhead(name, limits)
         self._chaos = None if chaos is None else chaos.of(name)
@@ -163,8 +121,9 @@ class Dependency:
             NotEnoughTime: Too little is left of the deadline to ask it.
             Exception: Whatever `work` raised.
         """
+        limit_s = self.limits.attempt_timeout_s if timeout_s is None else timeout_s
         try:
-            result = await self._attempt(work, timeout_s)
+            result = await self._attempt(work, limit_s)
         except DependencyError as error:
             if not idempotent or not self.retry.may_cure(error):
                 raise
@@ -172,16 +131,17 @@ class Dependency:
         else:
             self.retry.budget.earn()
             return result
-        least_s = (timeout_s or self.limits.attempt_timeout_s) * _SMALLEST_SHARE
-        return await self.retry.after(first, lambda: self._attempt(work, timeout_s), min_attempt_s=least_s)
+        least_s = limit_s * _SMALLEST_SHARE
+        return await self.retry.after(first, lambda: self._attempt(work, limit_s), min_attempt_s=least_s)
 
     @asynccontextmanager
     async def guard(self, *, timeout_s: float | None = None) -> AsyncIterator[None]:
         """The same as `call` around a body that cannot be done twice, such as a transaction; never a retry."""
+        limit_s = self.limits.attempt_timeout_s if timeout_s is None else timeout_s
         if self._places is not None and not self._places.acquire_nowait():
             await self._wait_for_place(self._places)
         try:
-            with self._attempt_within(timeout_s):
+            with self._attempt_within(limit_s):
                 if self._chaos is not None:
                     await self._chaos()
                 yield
@@ -189,11 +149,11 @@ class Dependency:
             if self._places is not None:
                 self._places.release()
 
-    async def _attempt(self, work: Callable[[], Awaitable[T]], timeout_s: float | None) -> T:
+    async def _attempt(self, work: Callable[[], Awaitable[T]], limit_s: float) -> T:
         if self._places is not None and not self._places.acquire_nowait():
             await self._wait_for_place(self._places)
         try:
-            with self._attempt_within(timeout_s):
+            with self._attempt_within(limit_s):
                 if self._chaos is not None:
                     await self._chaos()
                 return await work()
@@ -206,8 +166,7 @@ class Dependency:
             self.breaker.acquire()  # refuses, and counts it
         await places.acquire()
 
-    def _attempt_within(self, timeout_s: float | None) -> _Attempt:
-        limit_s = self.limits.attempt_timeout_s if timeout_s is None else timeout_s
+    def _attempt_within(self, limit_s: float) -> _Attempt:
         left_s = expires_at() - asyncio.get_running_loop().time()
         if left_s * _SHARE_OF_WHAT_IS_LEFT < limit_s and not _is_shielded():
             if left_s < limit_s * _SMALLEST_SHARE:
@@ -222,21 +181,16 @@ class Dependency:
 
     @property
     def refusal(self) -> str | None:
-        """Why calls are refused; None while they are not.
+        """What keeps it from being healthy; None when nothing does.
 
-        A critical dependency that is about to be tried again counts as well: a server that is not ready gets no calls,
-        and so would never try.
+        A critical dependency that the next call may try again is healthy: a server that is not ready gets no calls, and
+        so would never try.
         """
         state = self.breaker.state
         tried_again = state is State.HALF_OPEN or (state is State.OPEN and self.breaker.retry_after_s == 0)
         if state in (State.CLOSED, State.FORCED_CLOSED) or (self.critical and tried_again):
             return None
         return f"{state}: {self.breaker.statistics().reason}"
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether nothing would be lost with it: no call is in progress, and the breaker has nothing against it."""
-        return self.breaker.state is State.CLOSED and (self._places is None or self._places.in_flight == 0)
 
     def check(self) -> Check:
         """Its health check: unhealthy while calls are refused."""
@@ -285,6 +239,9 @@ class _Attempt(Deadline):
     def __enter__(self) -> None:
         self._permit = self._dependency.breaker.acquire()
         self._dependency._calls += 1
+        longer_s = self._limit_s - self._dependency.limits.attempt_timeout_s
+        if longer_s > 0:
+            self._permit.started_at += longer_s  # so much longer may it take before it is slow
         super().__enter__()
 
     def __exit__(
@@ -311,6 +268,21 @@ class _Attempt(Deadline):
 def _is_shielded() -> bool:
     """Whether a shield protects the caller, such as a cleanup, from the deadlines around it."""
     return anyio.current_effective_deadline() > expires_at()
+
+
+def _breaker_config(limits: DependencyLimits) -> CircuitBreakerConfig:
+    """The breaker's configuration, in accord with the limit of an attempt.
+
+    Clients that give up before the limit does would hide a hang, if the breaker did not know what is slow; and no probe
+    may be given up for lost that still has time.
+    """
+    config, limit_s = limits.circuit_breaker, limits.attempt_timeout_s
+    slow_s, lease_s = config.slow_call_duration_threshold_s, config.max_wait_duration_in_half_open_state_s
+    return replace(
+        config,
+        slow_call_duration_threshold_s=slow_s if slow_s < math.inf else limit_s * _SHARE_OF_WHAT_IS_SLOW,
+        max_wait_duration_in_half_open_state_s=max(lease_s, limit_s * 2),
+    )
 
 
 def _bulkhead(name: str, limits: DependencyLimits) -> LoadShedder | None:

@@ -12,8 +12,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from .chaos import Chaos
-from .circuit_breaker import is_dependency_failure
-from .dependency import Dependency, DependencyLimits, DependencyStatistics, DependencyTotals
+from .circuit_breaker import State, is_dependency_failure
+from .dependency import Dependency, DependencyLimits
+from .dependency_statistics import DependencyStatistics, DependencyTotals
 from .health import Check, Unhealthy
 
 
@@ -62,7 +63,7 @@ class DependencyGroup:
 
     def _forget_one(self) -> None:
         oldest = next(iter(self._members))
-        forgotten = next((key for key, member in self._members.items() if member.is_idle), oldest)
+        forgotten = next((key for key, member in self._members.items() if _is_idle(member)), oldest)
         self._forgotten += self._members.pop(forgotten).statistics().totals
 
     def check(self) -> Check:
@@ -83,3 +84,8 @@ class DependencyGroup:
     def totals(self) -> DependencyTotals:
         """The sums of all members, those included that are forgotten."""
         return sum((member.totals for member in self.statistics()), self._forgotten)
+
+
+def _is_idle(member: Dependency) -> bool:
+    """Whether nothing is lost with it: no call is in progress, and the breaker has nothing against it."""
+    return member.breaker.state is State.CLOSED and member.statistics().in_flight == 0
