@@ -328,19 +328,20 @@ class CircuitBreaker:
         )
 
     def _acquire_probe(self, now: float) -> Permit:
-        if self.state is State.OPEN and now >= self._open_until:
+        if self.state is State.HALF_OPEN:
+            lease_s = self.config.max_wait_duration_in_half_open_state_s
+            if any(now - probe.started_at >= lease_s for probe in self._probes):
+                self._open("a probe hangs", now)
+                return self.acquire()  # anew: a listener may have moved it on
+            if self._window.calls + len(self._probes) < self.config.permitted_number_of_calls_in_half_open_state:
+                probe = Permit(self, self._window, now)
+                self._probes.add(probe)
+                return probe
+        elif self.state is State.OPEN and now >= self._open_until:
             self._move(State.HALF_OPEN, "its wait is over", now)
-            return self.acquire()  # anew: a listener may have moved it on
-        if any(now - probe.started_at >= self.config.max_wait_duration_in_half_open_state_s for probe in self._probes):
-            self._open("a probe hangs", now)
             return self.acquire()
-        places = self.config.permitted_number_of_calls_in_half_open_state - self._window.calls - len(self._probes)
-        if self.state is not State.HALF_OPEN or not places:
-            self._rejected += 1
-            raise CircuitOpen(self.name, retry_after_s=self.retry_after_s, because=_REFUSALS[self.state])
-        permit = Permit(self, self._window, now)
-        self._probes.add(permit)
-        return permit
+        self._rejected += 1
+        raise CircuitOpen(self.name, retry_after_s=self.retry_after_s, because=_REFUSALS[self.state])
 
     def _settle(self, permit: Permit, outcome: int, now: float) -> None:
         self._calls += 1

@@ -85,23 +85,27 @@ class TimeWindow(SlidingWindow):
     def record(self, outcome: int, now: float) -> None:
         """Count a call in the bucket of its second."""
         self.expire(now)
-        self._add(self._buckets[self._second % self._size_s], 1, outcome & FAILED, outcome // SLOW)
+        bucket = self._buckets[self._second % self._size_s]
+        bucket[0] += 1
+        self.calls += 1
+        if outcome:
+            bucket[1] += outcome & FAILED
+            bucket[2] += outcome // SLOW
+            self.failures += outcome & FAILED
+            self.slow += outcome // SLOW
 
     def expire(self, now: float) -> None:
-        """Empty the buckets whose second has left the window: each is the bucket of a second that has come since."""
+        """Empty the buckets of the seconds that have left the window, which are those of the seconds come since."""
         second = int(now)
+        if second == self._second:
+            return
         for come in range(max(self._second, second - self._size_s) + 1, second + 1):
             bucket = self._buckets[come % self._size_s]
-            self._add(bucket, *(-count for count in bucket))
+            self.calls -= bucket[0]
+            self.failures -= bucket[1]
+            self.slow -= bucket[2]
+            bucket[:] = 0, 0, 0
         self._second = second
-
-    def _add(self, bucket: list[int], calls: int, failures: int, slow: int) -> None:
-        bucket[0] += calls
-        bucket[1] += failures
-        bucket[2] += slow
-        self.calls += calls
-        self.failures += failures
-        self.slow += slow
 
 
 class ConsecutiveWindow(SlidingWindow):
