@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import anyio
@@ -40,6 +40,8 @@ class Fallback:
     """What a tool's author wants; made by `stale_cache` and `instead`."""
 
     cache: CacheConfig | None = None
+    chosen: frozenset[str] = frozenset()
+    """The fields of `cache` that the author chose; the server's settings are for the others."""
     function: Callable[..., Any] | None = None
     reserve_s: float
 
@@ -47,19 +49,30 @@ class Fallback:
         if not self.reserve_s > 0:
             raise ValueError(f"reserve_s must be greater than 0, not {self.reserve_s!r}.")
 
+    def completed(self, defaults: CacheConfig) -> Fallback:
+        """The same with `defaults` for what the author did not choose.
+
+        Raises:
+            ValueError: They do not fit what the author chose.
+        """
+        if self.cache is None:
+            return self
+        return replace(self, cache=replace(defaults, **{name: getattr(self.cache, name) for name in self.chosen}))
+
 
 def stale_cache(
     *,
-    ttl_s: float = 60,
+    ttl_s: float | None = None,
     revalidate_s: float | None = None,
-    max_stale_s: float = 3600,
-    max_entries: int = 1000,
+    max_stale_s: float | None = None,
+    max_entries: int | None = None,
     otherwise: Callable[..., Any] | None = None,
     reserve_s: float = 5,
 ) -> Fallback:
     """Remember good answers: serve them again while they are fresh, and later when the tool fails.
 
-    For tools that only read, and whose answers depend on nothing but the arguments and the authenticated client.
+    For tools that only read, and whose answers depend on nothing but the arguments and the authenticated client. What
+    is None is as in the server's settings: 60 s, 3600 s and 1000 answers unless they say otherwise.
 
     Args:
         ttl_s: Age in seconds up to which an answer is fresh; 0 asks the tool every time.
@@ -73,8 +86,10 @@ def stale_cache(
     Raises:
         ValueError: The ages do not rise, or a bound is not greater than zero.
     """
-    config = CacheConfig(ttl_s=ttl_s, revalidate_s=revalidate_s, max_stale_s=max_stale_s, max_entries=max_entries)
-    return Fallback(cache=config, function=otherwise, reserve_s=reserve_s)
+    numbers: dict[str, Any] = {"ttl_s": ttl_s, "revalidate_s": revalidate_s}
+    numbers |= {"max_stale_s": max_stale_s, "max_entries": max_entries}
+    chosen = {name: number for name, number in numbers.items() if number is not None}
+    return Fallback(cache=CacheConfig(**chosen), chosen=frozenset(chosen), function=otherwise, reserve_s=reserve_s)
 
 
 def instead(function: Callable[..., Any], *, reserve_s: float = 5) -> Fallback:

@@ -59,6 +59,7 @@ from .questions import AskingSession
 from .worker_threads import WorkerThreads
 
 if TYPE_CHECKING:
+    from .cache import CacheConfig
     from .cache_store import CacheStore
     from .chaos import Chaos
     from .dependency import Dependency, DependencyLimits
@@ -125,6 +126,7 @@ class ReliableServer(MCPServer[AppT], Generic[AppT]):
         limits: See `Limits`.
         checks: Health checks beside those that dependencies add.
         chaos: Faults to inject into the dependencies, for a rehearsal.
+        cache: Numbers of `stale_cache()` that a tool's author did not choose.
         answers_path: A file in which the answers of tools with a cache outlive the process; none by default.
         kwargs: Passed on to `MCPServer`.
     """
@@ -138,6 +140,7 @@ class ReliableServer(MCPServer[AppT], Generic[AppT]):
         limits: Limits,
         checks: Iterable[Check] = (),
         chaos: Chaos | None = None,
+        cache: CacheConfig | None = None,
         answers_path: str | os.PathLike[str] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -166,6 +169,7 @@ class ReliableServer(MCPServer[AppT], Generic[AppT]):
         self.health.add(overdue_check(self._pipeline))
         self._timeouts_s: dict[str, float] = {}
         self._fallbacks: dict[str, ToolFallback] = {}
+        self._cache = cache
         self._answers = None if answers_path is None else self._open_answers(answers_path)
         self._names: dict[str, set[str]] = {"tool": set(), "resource": set(), "prompt": set()}
         self._open = lifespan
@@ -304,6 +308,8 @@ class ReliableServer(MCPServer[AppT], Generic[AppT]):
     def _add_fallback(self, told: Tool, declared: Fallback, structured: bool | None) -> None:
         from .fallback import ToolFallback  # here, because a server may have none
 
+        if self._cache is not None:
+            declared = declared.completed(self._cache)
         other = None
         if declared.function is not None:
             threaded = self._in_thread(declared.function, f"The fallback of the tool {told.name!r}")
