@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
-from reliability.deadlines import deadline
+from reliability.deadlines import cleanup, deadline
 from reliability.errors import (
     DeadlineExceeded,
     DependencyBusy,
@@ -178,6 +178,28 @@ async def test_r44_the_wait_ends_before_the_callers_deadline() -> None:
         with pytest.raises(DependencyBusy, match=r"within 0\.9 s"), deadline(1):
             await hold(pool)
     assert asyncio.get_running_loop().time() == pytest.approx(1000.9)
+
+
+async def test_r44_an_authors_own_cancel_scope_ends_the_wait_as_a_cancellation() -> None:
+    pool, _ = make(max_connections=1)
+    async with pool.connection():
+        with deadline(60), anyio.move_on_after(1) as scope:
+            await hold(pool)
+    assert (scope.cancelled_caught, asyncio.get_running_loop().time()) == (True, 1001)
+
+
+async def test_r44_a_cleanup_may_wait_although_the_deadline_around_it_is_over() -> None:
+    pool, _ = make(max_connections=1)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(hold, pool, 3)
+        await settled()
+        with pytest.raises(DeadlineExceeded), deadline(1):
+            try:
+                await anyio.sleep(10)
+            finally:
+                with cleanup(10):
+                    await hold(pool)
+    assert asyncio.get_running_loop().time() == 1003
 
 
 async def test_r55_a_dependency_that_does_not_open_in_time_is_not_taken_for_a_full_pool() -> None:

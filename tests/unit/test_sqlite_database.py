@@ -501,9 +501,13 @@ async def test_r38_a_thread_that_hangs_keeps_its_place_until_it_ends(path: Path)
         await a_read(database)
         begun, go_on = threading.Event(), threading.Event()
 
+        def job(_: object) -> None:
+            begun.set()
+            go_on.wait(10)
+
         async def hang() -> None:
             async with database._readers.connection() as connection:
-                await connection.thread.do(lambda _: (begun.set(), go_on.wait(10)))
+                await connection.thread.do(job)
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(hang)

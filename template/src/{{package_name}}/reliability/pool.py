@@ -21,7 +21,7 @@ import anyio
 
 from .bounds import bounded, check_bounds
 from .cancellation import is_cancelled
-from .deadlines import cleanup, remaining_s
+from .deadlines import cleanup, expires_at, remaining_s
 from .errors import DependencyBusy, DependencyError, DependencyFailed, DependencyTimeout, ShuttingDown
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,13 @@ _UPKEEP_S = 1.0
 _RECONNECT_INITIAL_S = 0.1
 _RECONNECT_MAX_S = 2.0
 _SHARE_OF_DEADLINE = 0.9
-"""A wait ends before the caller's deadline, so that a full pool is told from a dead dependency."""
+"""Then the end of a wait is told from the end of everything, and a full pool from a dead dependency."""
+
+
+def limited_by_deadline(limit_s: float) -> float:
+    """A limit in seconds that ends before the surrounding deadline does, but not before an author's own cancel scope."""
+    left_s = max(remaining_s(), expires_at() - asyncio.get_running_loop().time())
+    return min(limit_s, left_s * _SHARE_OF_DEADLINE)
 
 
 class Connection(Protocol):
@@ -229,7 +235,7 @@ class Pool(Generic[C]):
         return await self._wait(now)
 
     async def _wait(self, started: float) -> _Member[C]:
-        limit_s = min(self.limits.acquire_timeout_s, remaining_s() * _SHARE_OF_DEADLINE)
+        limit_s = limited_by_deadline(self.limits.acquire_timeout_s)
         waiter: asyncio.Future[_Member[C]] = asyncio.get_running_loop().create_future()
         self._waiting.append(waiter)
         self._counts["waited"] += 1

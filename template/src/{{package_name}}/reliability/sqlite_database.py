@@ -28,10 +28,9 @@ import anyio
 
 from . import database
 from .database import Database, Row
-from .deadlines import remaining_s
 from .dependency import Dependency
 from .errors import ConstraintViolated, DependencyFailed
-from .pool import Pool, PoolLimits
+from .pool import Pool, PoolLimits, limited_by_deadline
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +39,6 @@ T = TypeVar("T")
 _BUSY_TIMEOUT_S = 0.1
 """SQLite's own wait for a lock. It cannot be interrupted: so it is short, and repeated until the limit."""
 _INTERRUPT_EVERY_S = 0.05
-_SHARE_OF_DEADLINE = 0.9
 _PRIMARY = 0xFF
 _NO_FILE = (0, 0)
 _RULES = {
@@ -278,7 +276,7 @@ class _Connection:
 
     async def _patiently(self, step: Callable[[], T]) -> T:
         """Do `step` in the thread, again and again while another program holds the lock."""
-        until = time.monotonic() - _BUSY_TIMEOUT_S + min(self._file.lock_timeout_s, remaining_s() * _SHARE_OF_DEADLINE)
+        until = time.monotonic() - _BUSY_TIMEOUT_S + limited_by_deadline(self._file.lock_timeout_s)
 
         def attempts(is_awaited: Callable[[], bool]) -> T:
             while True:
