@@ -78,7 +78,7 @@ class CacheStore:
         self, path: str | os.PathLike[str], *, max_bytes: int = 50_000_000, wall_clock: Callable[[], float] = time.time
     ) -> None:
         self.name = "answers"
-        self._path = Path(path)
+        self._path = Path(path).expanduser()
         self._max_bytes = max_bytes
         self._wall_clock = wall_clock
         self._pending: dict[_Name, _Answer] = {}

@@ -135,6 +135,7 @@ class HttpClient:
     ) -> None:
         self._allowed_hosts = allowed_hosts or AllowedHosts.of(base_url)
         self._base = _base(base_url, self._allowed_hosts) if base_url else None
+        self.name = dependency.name
         self._dependency = dependency
         self._limits = limits
         self._headers = _checked(headers)
@@ -207,7 +208,7 @@ class HttpClient:
     def statistics(self) -> HttpClientStatistics:
         """A snapshot; of another transport than ours nothing is known."""
         counts: tuple[int, int] = getattr(self._transport, "connections", lambda: (0, 0))()
-        return HttpClientStatistics(name=self._dependency.name, connections=counts[0], idle_connections=counts[1])
+        return HttpClientStatistics(name=self.name, connections=counts[0], idle_connections=counts[1])
 
     def _of(self, url: httpx2.URL) -> Dependency:
         group = self._dependency
