@@ -457,3 +457,18 @@ async def test_r44_a_task_that_outlives_its_caller_has_none_of_its_deadlines() -
         await asyncio.create_task(task(), context=context_without_deadlines())
         assert remaining_s() == pytest.approx(59)
     assert seen == [math.inf, pytest.approx(3)]
+
+
+@virtual_time
+async def test_r43_what_ran_out_of_time_is_the_call_unless_it_has_a_name(caplog: pytest.LogCaptureFixture) -> None:
+    with deadline(10):
+        with (
+            pytest.raises(DeadlineExceeded, match=r"^The call took longer than its limit of 8\.877 s"),
+            leaving(1.1234),
+        ):
+            await anyio.sleep_forever()
+        with pytest.raises(NotEnoughTime, match=r"^The call was not begun"):
+            require_s(100)
+    with cleanup(1):
+        await anyio.sleep_forever()
+    assert caplog.records[0].__dict__["what"] == "The cleanup"

@@ -207,3 +207,19 @@ def test_r60_percentiles_that_are_reported_are_those_they_are_called() -> None:
     assert figures.p50_ms == pytest.approx(500, rel=LARGEST_ERROR)
     assert figures.p95_ms == pytest.approx(950, rel=LARGEST_ERROR)
     assert figures.p99_ms == pytest.approx(990, rel=LARGEST_ERROR)
+
+
+def test_r60_the_first_bucket_holds_what_is_not_above_its_bound() -> None:
+    histogram = Histogram()
+    histogram.record(1e-5)
+    assert histogram.percentile(1) == 1e-5
+    histogram.record(1.01e-5)
+    assert histogram.percentile(1) > 1e-5
+
+
+def test_r63_durations_are_given_to_a_thousandth_of_a_millisecond() -> None:
+    metrics = CallMetrics()
+    metrics.register("add")
+    metrics.started("add")
+    metrics.finished("add", Outcome.OK, 0.0012345678)
+    assert only(metrics).mean_ms == 1.235
