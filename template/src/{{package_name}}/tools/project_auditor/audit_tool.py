@@ -2,10 +2,10 @@
 
 import time
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from mcp.server.mcpserver import Context
-from pydantic import BaseModel, Field, TypeAdapter
+from pydantic import BaseModel, Field
 
 from ...app import App
 from ...reliability import ToolFailure, stale_cache, tool
@@ -43,11 +43,44 @@ class Audit(BaseModel):
     """Files that were not looked at, by the reason."""
 
 
+class Found(BaseModel):
+    """What `analysis.audit` returns."""
+
+    files: dict[str, int]
+    lines: int
+    skipped: dict[str, int]
+    rules: dict[str, int]
+    worst_files: dict[str, int]
+    findings: dict[str, list[tuple[str, int, str]]]
+
+    def report(self, root: Path, method: Literal["syntax tree", "patterns"], rule: str | None, limit: int) -> Audit:
+        """As much of it as a model can use."""
+        rules = sorted(self.rules, key=ORDER.__getitem__)
+        shown = [
+            f"{file}:{line}: {name}: {text}"
+            for name in rules
+            if rule in (None, name)
+            for file, line, text in self.findings[name][: limit if rule else SHOWN_OF_A_RULE]
+        ][:limit]
+        total = sum(self.rules.values()) if rule is None else self.rules.get(rule, 0)
+        return Audit(
+            root=str(root),
+            method=method,
+            files=self.files,
+            lines=self.lines,
+            rules={name: self.rules[name] for name in rules},
+            worst_files=self.worst_files,
+            findings=shown,
+            not_shown=total - len(shown),
+            skipped=self.skipped,
+        )
+
+
 def scan_project(ctx: Context[App], path: ProjectPath = ".", rule: str | None = None, max_findings: int = 40) -> Audit:
-    """The fallback of `audit_project`: quick, in this process, and with nothing to go wrong."""
+    """The fallback of `audit_project`: quick, in this process, and with little that could go wrong."""
     root = ctx.request_context.lifespan_context.paths.resolve(path)
-    found = audit(Sources(root, until=time.monotonic() + SCAN_S), scan)
-    return _report(found, root, "patterns", rule, max_findings)
+    found = Found.model_validate(audit(Sources(root, until=time.monotonic() + SCAN_S), scan))
+    return found.report(root, "patterns", rule, max_findings)
 
 
 @tool(
@@ -72,33 +105,5 @@ async def audit_project(
         raise ToolFailure(f"There is no rule {rule[:50]!r}. Rules: {', '.join(RULES)}.")
     app = ctx.request_context.lifespan_context
     root = app.paths.resolve(path)
-    found = _FOUND.validate_json(await analyse(app, "audit", root))
-    return _report(found, root, "syntax tree", rule, max_findings)
-
-
-_FOUND = TypeAdapter(dict[str, Any])
-
-
-def _report(
-    found: dict[str, Any], root: Path, method: Literal["syntax tree", "patterns"], rule: str | None, limit: int
-) -> Audit:
-    per_rule = limit if rule else SHOWN_OF_A_RULE
-    rules = sorted(found["rules"], key=ORDER.__getitem__)
-    shown = [
-        f"{file}:{line}: {name}: {text}"
-        for name in rules
-        if rule in (None, name)
-        for file, line, text in found["findings"][name][:per_rule]
-    ][:limit]
-    total = sum(found["rules"].values()) if rule is None else found["rules"].get(rule, 0)
-    return Audit(
-        root=str(root),
-        method=method,
-        files=found["files"],
-        lines=found["lines"],
-        rules={name: found["rules"][name] for name in rules},
-        worst_files=found["worst_files"],
-        findings=shown,
-        not_shown=total - len(shown),
-        skipped=found["skipped"],
-    )
+    found = await analyse(app, "audit", root, Found)
+    return found.report(root, "syntax tree", rule, max_findings)

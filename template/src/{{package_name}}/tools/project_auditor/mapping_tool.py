@@ -48,7 +48,7 @@ async def map_tests(
     The path must hold sources and tests. A test that reaches a file only through others is not seen.
     """
     app = ctx.request_context.lifespan_context
-    found = _Found.model_validate_json(await analyse(app, "tests", app.paths.resolve(path)))
+    found = await analyse(app, "tests", app.paths.resolve(path), _Found)
     mapping = {source: _listed(tests) for source, tests in found.mapping.items() if only in source}
     untested = [f"{source} ({lines} lines)" for source, lines in found.untested.items() if only in source]
     lists = (untested, list(mapping), found.orphans)

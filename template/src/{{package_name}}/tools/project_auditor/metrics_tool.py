@@ -39,7 +39,7 @@ async def file_metrics(
     """Count lines, comments and functions of each file, and how long and how complex its worst function is."""
     app = ctx.request_context.lifespan_context
     root = app.paths.resolve(path)
-    found = _AllFigures.model_validate_json(await analyse(app, "figures", root))
+    found = await analyse(app, "figures", root, _AllFigures)
     first = sorted(found.files, key=lambda file: -getattr(file, order))[:limit]
     return FileMetrics(
         root=str(root),
