@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,6 +17,7 @@ from reliability.circuit_breaker import CircuitBreakerConfig
 from reliability.declarations import tool
 from reliability.dependency import DependencyLimits
 from reliability.errors import DependencyFailed, ToolFailure
+from reliability.http_client import HttpClientStatistics
 from reliability.metrics import BUCKETS_S, Outcome
 from reliability.pool import PoolStatistics
 from reliability.probes import add_metrics
@@ -246,6 +248,40 @@ async def test_r42_a_pool_has_the_names_of_the_conventions() -> None:
     assert scrape("db_client_connection_timeouts_total", **label) == 6
     totals = {"refused": 7, "lent": 100, "waits": 10, "wait_seconds": 1.5, "opened": 8, "open_failures": 9, "closed": 4}
     assert {name: scrape(f"mcp_server_pool_{name}_total", pool="database") for name in totals} == totals
+
+
+async def test_r63_an_http_client_has_the_names_of_the_conventions_and_not_those_of_a_database() -> None:
+    server = server_of()
+    server.watch(Watched(HttpClientStatistics(name="api", connections=5, idle_connections=2)))
+    scrape = await scraped(server)
+    states = {
+        state: scrape("http_client_open_connections", client="api", http_connection_state=state)
+        for state in ("active", "idle")
+    }
+    assert states == {"active": 3, "idle": 2}
+    shown = [f.name for f in scrape.families.values() for s in f.samples if "api" in s.labels.values()]
+    assert set(shown) == {"http_client_open_connections"}
+
+
+async def test_r63_a_part_that_counts_something_else_or_fails_harms_no_scrape() -> None:
+    @dataclass(frozen=True)
+    class Other:
+        name: str = "other"
+        queue: int = 3
+
+    class Broken:
+        name = "broken"
+
+        def statistics(self) -> Other:
+            raise RuntimeError
+
+    server = everything()
+    server.watch(Watched(Other()))
+    server.watch(Broken())
+    scrape = await scraped(server)
+    assert scrape("db_client_connection_max", db_client_connection_pool_name="database") == 5
+    assert "other" not in scrape.text
+    assert [pool.name for pool in server.health.report().pools] == ["database", "other"]
 
 
 async def test_r63_a_cache_shows_what_it_saved() -> None:

@@ -6,8 +6,11 @@ nothing is counted twice, and a part knows nothing of its readers (R14, R63).
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
+
+logger = logging.getLogger(__name__)
 
 Kind = Literal["dependency", "pool", "cache"]
 
@@ -20,7 +23,7 @@ class Part(Protocol):
         """Short and stable, for reports and labels."""
 
     def statistics(self) -> Any:
-        """A frozen snapshot, or a list of them; each has a `name`."""
+        """A snapshot, or a list of them; each is a frozen dataclass with a `name`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +56,14 @@ class Parts:
         return list(self._parts[kind].values())
 
     def statistics(self, kind: Kind) -> list[Any]:
-        """A snapshot of each part."""
+        """A snapshot of each part; one that raises is logged and left out, so that the report still has the others."""
         found: list[Any] = []
         for part in self._parts[kind].values():
-            snapshot = part.statistics()
+            try:
+                snapshot = part.statistics()
+            except Exception:
+                logger.exception("a part has no statistics", extra={"part": part.name})
+                continue
             found += snapshot if isinstance(snapshot, list | tuple) else [snapshot]
         return found
 

@@ -13,6 +13,7 @@
     mcp_server_dependency_...                           dependency: see `_DEPENDENCY` and `_TOTALS`
     mcp_server_circuit_breakers              gauge      dependency, state: how many breakers are in it
     db_client_connection_...                            pool, state: OpenTelemetry's convention, see `_CONNECTIONS`
+    http_client_open_connections             gauge      client, state: OpenTelemetry's convention
     mcp_server_pool_...                                 pool: see `_POOL`
     mcp_server_cache_...                                cache: see `_CACHE`
     process_...                                         memory, CPU time and descriptors, on Linux
@@ -160,10 +161,19 @@ class Exporter:
         count = GaugeMetricFamily(
             "db_client_connection_count", "Open connections.", labels=[label, "db_client_connection_state"]
         )
+        open_connections = GaugeMetricFamily(
+            "http_client_open_connections", "Open connections.", labels=["client", "http_connection_state"]
+        )
         for name, figures in pools:
-            count.add_metric([name, "used"], figures["in_use"])
-            count.add_metric([name, "idle"], figures["idle"])
+            if "in_use" in figures:
+                count.add_metric([name, "used"], figures["in_use"])
+                count.add_metric([name, "idle"], figures["idle"])
+            elif "idle_connections" in figures:
+                idle = figures["idle_connections"]
+                open_connections.add_metric([name, "active"], figures["connections"] - idle)
+                open_connections.add_metric([name, "idle"], idle)
         yield count
+        yield open_connections
         yield from _table("db_client_connection", label, _CONNECTIONS, pools)
         yield from _table("mcp_server_pool", "pool", _POOL, pools)
 
@@ -186,11 +196,12 @@ def _figures(snapshots: list[Any]) -> list[_Figures]:
 
 
 def _table(prefix: str, label: str, rows: Iterable[_Row], parts: list[_Figures]) -> Iterator[Metric]:
-    """One metric for each row, with one sample for each part."""
+    """One metric for each row, with one sample for each part; what a part does not count is left out."""
     for family, name, attribute, says in rows:
         metric = family(f"{prefix}_{name}", says, labels=[label])
         for part, figures in parts:
-            metric.add_metric([part], figures[attribute])
+            if attribute in figures:
+                metric.add_metric([part], figures[attribute])
         yield metric
 
 
