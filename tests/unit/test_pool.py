@@ -490,7 +490,7 @@ async def test_r52_an_unexpected_failure_to_connect_is_masked_and_logged(
 ) -> None:
     pool, server = make()
     server.fails["open"] = error
-    with pytest.raises(DependencyFailed, match=r"'db' could not be connected to\.$"):
+    with pytest.raises(DependencyFailed, match=r"'db' broke \(it could not be opened\)\.$"):
         await hold(pool)
     assert [record.message for record in caplog.records] == ["connecting failed unexpectedly"]
     assert caplog.records[0].exc_info

@@ -669,7 +669,7 @@ async def test_a_directory_that_cannot_be_made_is_a_failure_and_logged(
 ) -> None:
     (tmp_path / "file").write_text("")
     async with make(tmp_path / "file" / "notes.db") as database:
-        with pytest.raises(DependencyFailed, match="'notes' could not be connected to"):
+        with pytest.raises(DependencyFailed, match="'notes' broke"):
             await titles(database)
     assert "connecting failed unexpectedly" in caplog.messages
 

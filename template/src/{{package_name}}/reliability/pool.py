@@ -22,7 +22,7 @@ import anyio
 from .bounds import bounded, check_bounds
 from .cancellation import is_cancelled
 from .deadlines import cleanup, expires_at, remaining_s
-from .errors import DependencyBusy, DependencyError, DependencyFailed, DependencyTimeout, ShuttingDown
+from .errors import ConnectionBroken, DependencyBusy, DependencyError, DependencyTimeout, ShuttingDown
 
 logger = logging.getLogger(__name__)
 
@@ -180,7 +180,8 @@ class Pool(Generic[C]):
 
         Raises:
             DependencyBusy: All are in use and none came free in time, or too many wait already (R35).
-            DependencyFailed: None could be opened.
+            DependencyError: What `connect` raised, when there is nothing left to wait for.
+            ConnectionBroken: It raised something else.
             DependencyTimeout: None came up in time, although not all are in use.
             ShuttingDown: The pool is closed.
         """
@@ -364,9 +365,11 @@ class Pool(Generic[C]):
     def _failure(self, error: BaseException) -> DependencyError:
         if isinstance(error, TimeoutError):
             return DependencyTimeout(self._dependency, self.limits.connect_timeout_s)
-        if isinstance(error, DependencyError):
-            return DependencyFailed(self._dependency, error.text, retryable=error.retryable)
-        return DependencyFailed(self._dependency, f"The dependency {self._dependency!r} could not be connected to.")
+        if not isinstance(error, DependencyError):
+            return ConnectionBroken(self._dependency, "it could not be opened")
+        twin = type(error).__new__(type(error), *error.args)  # each borrower raises an exception of its own
+        vars(twin).update(vars(error))
+        return twin
 
     async def _clean(self, member: _Member[C]) -> _Member[C] | None:
         cleaned = await self._succeeds(member.connection.reset, self.limits.cleanup_timeout_s)
