@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from typing import TYPE_CHECKING, TypeVar
 
 import anyio
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from reliability.errors import Overloaded, ShuttingDown
+from reliability.errors import DependencyBusy, Overloaded, ShuttingDown
 from reliability.load_shedding import LoadShedder
 
 from tests.unit.support import CANCELLERS, cancel_at_every_await
@@ -48,7 +49,7 @@ async def test_r59_a_call_over_the_limit_waits_for_a_place() -> None:
 async def test_r59_a_call_over_the_queue_is_refused_at_once_with_a_time_to_retry() -> None:
     gate = shedder(queue=0, timeout_s=7)
     await gate.acquire()
-    with pytest.raises(Overloaded, match="busy") as caught:
+    with pytest.raises(Overloaded, match=r"^The server is busy: 1 calls are running and 0 are waiting\.$") as caught:
         await gate.acquire()
     assert caught.value.retryable
     assert caught.value.retry_after_s == 7
@@ -100,6 +101,31 @@ async def test_r59_a_place_that_came_free_is_not_taken_by_somebody_who_came_late
             await call("pushed in")
         await anyio.wait_all_tasks_blocked()
     assert order == ["waited"]
+
+
+async def test_r59_whose_places_they_are_decides_about_the_error_and_refusals_are_counted() -> None:
+    busy = functools.partial(DependencyBusy, "api")
+    gate = LoadShedder(max_concurrent=1, max_queued=0, queue_timeout_s=7, what="The API", busy=busy)
+    await gate.acquire()
+    for _ in range(2):
+        with pytest.raises(DependencyBusy, match="The API is busy") as caught:
+            await gate.acquire()
+    assert (caught.value.dependency, caught.value.retry_after_s) == ("api", 7)
+    assert gate.refused == 2
+
+
+async def test_r59_who_does_not_want_to_wait_is_told_whether_a_place_is_free() -> None:
+    gate = shedder()
+    assert gate.acquire_nowait()
+    assert not gate.acquire_nowait()
+    assert (gate.in_flight, gate.queued, gate.refused) == (1, 0, 0)
+
+
+async def test_r68_after_drain_not_even_a_free_place_is_given_away() -> None:
+    gate = shedder()
+    gate.drain()
+    with pytest.raises(ShuttingDown):
+        gate.acquire_nowait()
 
 
 async def test_r59_one_release_too_many_is_an_error_rather_than_a_higher_limit() -> None:

@@ -113,7 +113,7 @@ async def test_r59_a_dependency_that_wants_a_long_rest_is_not_waited_for(asked_s
     assert len(upstream.asked_at) == asks
 
 
-@pytest.mark.parametrize(("left_s", "asks"), [(1.51, 1), (1.49, 0)])
+@pytest.mark.parametrize(("left_s", "asks"), [(1.51, 1), (1.5, 1), (1.49, 0)])
 async def test_r59_a_wait_that_leaves_no_time_for_the_attempt_is_not_begun(left_s: float, asks: int) -> None:
     retry, upstream, first = retries(wait_initial_s=1), Upstream(), failed()
     begun = asyncio.get_running_loop().time()
@@ -124,6 +124,19 @@ async def test_r59_a_wait_that_leaves_no_time_for_the_attempt_is_not_begun(left_
     assert len(upstream.asked_at) == asks
     assert retry.statistics().retries == asks
     assert retry.budget.tokens == 10 - asks
+
+
+async def test_r59_an_attempt_may_be_worth_any_time() -> None:
+    retry, upstream = retries(wait_initial_s=1), Upstream()
+    with deadline(1.01):
+        await retry.after(failed(), upstream.ask)
+    assert len(upstream.asked_at) == 1
+
+
+async def test_r59_without_a_wish_of_the_dependency_its_longest_wish_does_not_matter() -> None:
+    upstream = Upstream()
+    await retries(retry_after_max_s=0).after(failed(), upstream.ask)
+    assert len(upstream.asked_at) == 1
 
 
 @pytest.mark.parametrize(
