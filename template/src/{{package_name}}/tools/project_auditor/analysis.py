@@ -1,4 +1,4 @@
-"""The program that reads and parses the files: `python -m ...analysis audit|figures|tests DIRECTORY`, JSON on stdout.
+"""The program that reads and parses the files: `python -m ...analysis TASK DIRECTORY SECONDS`, JSON on stdout.
 
 It runs in a process of its own, because a parser holds Python's lock for as long as a file takes, and may run out of
 stack. It needs nothing but the standard library.
@@ -6,6 +6,7 @@ stack. It needs nothing but the standard library.
 
 import json
 import sys
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from .findings import RULES, Finding, Severity
 from .mapping import map_tests
 from .patterns import scan
 from .python_checks import check
-from .python_tree import Tree, parse
+from .python_tree import parse
 
 MAX_FINDINGS_OF_A_RULE = 200
 
@@ -61,22 +62,25 @@ def _look(file: SourceFile) -> Iterator[Finding]:
         return
     yield from scan(file, by_language=False)
     tree = parse(file.text)
-    if isinstance(tree, Tree):
-        yield from check(tree, file)
-    else:
+    if isinstance(tree, Finding):
         yield tree
+        return
+    try:
+        yield from check(tree, file)
+    except RecursionError:  # a defect of one file must not keep the others from being looked at
+        yield Finding(1, "syntax-error", "is nested too deeply to be checked")
 
 
-def main(task: str, directory: str) -> None:
-    """Do one task and print its answer."""
-    sources = Sources(Path(directory))
+def main(task: str, directory: str, seconds: str) -> None:
+    """Do one task within its time, and print its answer."""
+    sources = Sources(Path(directory), until=time.monotonic() + float(seconds))
     match task:
         case "audit":
             answer: Any = audit(sources, look_closely)
         case "figures":
             answer = {"files": [figures_of(file)._asdict() for file in sources], "skipped": sources.skipped}
         case "tests":
-            answer = map_tests(sources)
+            answer = map_tests(sources) | {"skipped": sources.skipped}
         case _:
             raise SystemExit(f"There is no task {task!r}.")
     json.dump(answer, sys.stdout)

@@ -4,7 +4,7 @@ import re
 from typing import NamedTuple
 
 from .files import SourceFile
-from .python_tree import Tree, complexity, length, parse
+from .python_tree import Tree, length, parse
 
 _COMMENT = re.compile(r"\s*(#|//|/?\*|--|<!--)")
 _DEFINITION = re.compile(r"\b(function|func|fn|def|sub)\s+\w+|=>\s*\{?\s*$|^\s*(public|private|protected)\b.*\)\s*\{")
@@ -30,7 +30,7 @@ def figures_of(file: SourceFile) -> Figures:
     comments = sum(bool(_COMMENT.match(line)) for line in lines)
     tree = parse(file.text) if file.language == "Python" else None
     if isinstance(tree, Tree):
-        longest, ways = (max(map(measure, tree.functions), default=0) for measure in (length, complexity))
+        longest, ways = (max(map(measure, tree.functions), default=0) for measure in (length, tree.complexity))
         counted = len(tree.functions), longest, ways
     else:
         counted = sum(bool(_DEFINITION.search(line)) for line in lines), 0, 0

@@ -83,6 +83,7 @@ class Sources:
             elif text := self._read(path):
                 left -= len(text)
                 name = path.relative_to(self.root).as_posix() if path != self.root else path.name
+                name = name.encode(errors="replace").decode()  # a name may be no text
                 yield SourceFile(name, LANGUAGE_OF[path.suffix.lower()], text)
 
     def _paths(self) -> Iterator[Path]:

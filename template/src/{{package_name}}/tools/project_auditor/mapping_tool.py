@@ -26,6 +26,8 @@ class TestMapping(BaseModel):
     orphans: list[str]
     """Tests that seem to belong to no source file; often they test the whole."""
     not_shown: int
+    skipped: dict[str, int]
+    """Files that were not looked at, by the reason."""
 
 
 class _Found(BaseModel):
@@ -34,6 +36,7 @@ class _Found(BaseModel):
     mapping: dict[str, list[str]]
     untested: dict[str, int]
     orphans: list[str]
+    skipped: dict[str, int]
 
 
 @tool(name="test-mapping", title="Map tests to sources", read_only=True)
@@ -59,7 +62,8 @@ async def map_tests(
         untested=untested[:limit],
         mapping=dict(list(mapping.items())[:limit]),
         orphans=found.orphans[:limit],
-        not_shown=sum(max(0, len(found) - limit) for found in lists),
+        not_shown=sum(max(0, len(listed) - limit) for listed in lists),
+        skipped=found.skipped,
     )
 
 

@@ -12,9 +12,9 @@ from .findings import Finding
 MAX_FILE_LINES = 800
 
 EVERYWHERE = [
-    ("merge-conflict", r"^(<{7}|>{7}) .{0,60}"),
+    ("merge-conflict", r"^[<>]{7} .{0,60}"),
     ("secret", r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----"),
-    ("secret", r"\b(AKIA[0-9A-Z]{16}|gh[pousr]_\w{36,}|glpat-[\w-]{20,}|xox[abps]-[\w-]{20,})"),
+    ("secret", r"(AKIA[0-9A-Z]{16}|gh[pousr]_\w{36,}|glpat-[\w-]{20,}|xox[abps]-[\w-]{20,})"),
     ("secret", r"(?i:password|passwd|secret|api_?key|token)['\"]?[ \t]{0,3}[:=][ \t]{0,3}['\"][\w+/=.-]{16,}['\"]"),
     ("todo", r"(#|//|/\*|--|<!--)[ \t]{0,3}(TODO|FIXME|HACK|XXX)\b.{0,80}"),
 ]
@@ -30,7 +30,7 @@ BY_LANGUAGE = {
         ("mutable-default", r"^[ \t]*(async[ \t]+)?def[ \t].{0,200}=[ \t]?(\[\]|\{\}|(list|dict|set)\(\))"),
         ("star-import", r"^from[ \t]+\S+[ \t]+import[ \t]+\*"),
         ("dangerous-call", r"(?<![\w.])(eval|exec|os\.system|pickle\.loads?)\("),
-        ("debugging", r"\bbreakpoint\(\)|\bpdb\.set_trace\(\)"),
+        ("debugging", r"breakpoint\(\)|pdb\.set_trace\(\)"),
     ],
     "JavaScript": _SCRIPT,
     "TypeScript": _SCRIPT,

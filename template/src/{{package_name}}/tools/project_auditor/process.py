@@ -8,10 +8,12 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from ...app import App
-from ...reliability import DependencyFailed
+from ...reliability import DependencyFailed, remaining_s
 from ...reliability.child_processes import run_program
 
 TIMEOUT_S = 15
+SHARE_OF_TIME = 0.75
+"""What the program gets for its files; then it answers with what it has, and says what is missing."""
 MAX_ANSWER_BYTES = 5_000_000
 PROGRAM = [sys.executable, "-P", "-m", f"{__package__}.analysis"]
 """`-P`: what lies in the directory that is looked at is never imported."""
@@ -29,8 +31,9 @@ async def analyse(app: App, task: str, root: Path, answer: type[AnswerT]) -> Ans
 
 
 async def _run(task: str, root: Path, answer: type[AnswerT]) -> AnswerT:
+    seconds = SHARE_OF_TIME * min(TIMEOUT_S, remaining_s())
     result = await run_program(
-        [*PROGRAM, task, root],
+        [*PROGRAM, task, root, f"{seconds:.2f}"],
         timeout_s=TIMEOUT_S,
         max_output_bytes=MAX_ANSWER_BYTES,
         env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},

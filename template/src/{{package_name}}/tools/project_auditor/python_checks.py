@@ -11,15 +11,13 @@ from itertools import pairwise
 from .files import SourceFile
 from .findings import Finding
 from .python_tree import (
+    BLOCKS,
     Definition,
     Function,
     Tree,
     called_name,
-    complexity,
     dotted,
     length,
-    nesting,
-    own_nodes,
     parameters,
     public,
 )
@@ -30,6 +28,8 @@ MAX_NESTING = 4
 MAX_PARAMETERS = 8
 
 LEAVING = (ast.Return, ast.Raise, ast.Break, ast.Continue)
+HOLDERS = (*BLOCKS, ast.FunctionDef, ast.AsyncFunctionDef, ast.ExceptHandler, ast.match_case)
+"""What statements can be in, and be left from."""
 MUTABLE = (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp)
 BLOCKING = {
     "time.sleep": "anyio.sleep",
@@ -64,13 +64,13 @@ def large_functions(tree: Tree) -> Iterator[Finding]:
     """Functions that are too much to hold in mind."""
     for function in tree.functions:
         line, name = function.lineno, f"{function.name}()"
-        if (ways := complexity(function)) > MAX_COMPLEXITY:
+        if (ways := tree.complexity(function)) > MAX_COMPLEXITY:
             yield Finding(line, "complexity", f"{name} has {ways} ways through it")
         if (lines := length(function)) > MAX_FUNCTION_LINES:
             yield Finding(line, "long-function", f"{name} has {lines} lines")
         if (taken := len(parameters(function))) > MAX_PARAMETERS:
             yield Finding(line, "many-parameters", f"{name} takes {taken} parameters")
-        deepest, at = max(nesting(function), default=(0, 0))
+        deepest, at = max(tree.nesting(function), default=(0, 0))
         if deepest > MAX_NESTING:
             yield Finding(at, "deep-nesting", f"{name} is nested {deepest} blocks deep")
 
@@ -122,7 +122,7 @@ def risky_calls(tree: Tree) -> Iterator[Finding]:
 def blocking_calls(tree: Tree) -> Iterator[Finding]:
     """Calls in asynchronous functions during which nothing else can go on."""
     for function in tree.functions:
-        for node in own_nodes(function) if isinstance(function, ast.AsyncFunctionDef) else ():
+        for node in tree.own_nodes(function) if isinstance(function, ast.AsyncFunctionDef) else ():
             if isinstance(node, ast.Call) and (instead := BLOCKING.get(dotted(node.func))):
                 text = f"{dotted(node.func)}() in `async def {function.name}` stops the event loop; use {instead}"
                 yield Finding(node.lineno, "blocking-call", text)
@@ -131,10 +131,11 @@ def blocking_calls(tree: Tree) -> Iterator[Finding]:
 def unreachable_code(tree: Tree) -> Iterator[Finding]:
     """Statements after one that leaves the block."""
     for node in tree.nodes:
-        for block in (getattr(node, name, None) for name in ("body", "orelse", "finalbody")):
-            for statement, following in pairwise(block if isinstance(block, list) else ()):
-                if isinstance(statement, LEAVING):
-                    yield Finding(following.lineno, "unreachable", "nothing gets here")
+        if isinstance(node, HOLDERS):
+            for block in (node.body, getattr(node, "orelse", []), getattr(node, "finalbody", [])):
+                for statement, following in pairwise(block):
+                    if isinstance(statement, LEAVING):
+                        yield Finding(following.lineno, "unreachable", "nothing gets here")
 
 
 def duplicate_definitions(tree: Tree) -> Iterator[Finding]:

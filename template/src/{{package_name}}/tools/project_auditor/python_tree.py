@@ -3,26 +3,71 @@
 import ast
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from .findings import Finding
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 Definition = Function | ast.ClassDef
 
+BLOCKS = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.With, ast.AsyncWith, ast.Try, ast.TryStar)
 _SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
-_BLOCKS = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.With, ast.AsyncWith, ast.Try, ast.TryStar, ast.Match)
+_CLAUSES = (ast.ExceptHandler, ast.Match, ast.match_case)
 _BRANCHES = (ast.If, ast.IfExp, ast.For, ast.AsyncFor, ast.While, ast.ExceptHandler, ast.comprehension, ast.match_case)
 
 
-@dataclass(frozen=True)
 class Tree:
-    """A file that could be parsed."""
+    """A file that could be parsed. The tree is walked once: that takes longer than to parse it."""
 
-    module: ast.Module
-    nodes: list[ast.AST]
-    functions: list[Function]
-    """Methods and nested functions included."""
+    def __init__(self, module: ast.Module) -> None:
+        self.module = module
+        self.nodes: list[ast.AST] = [module]
+        self._children: dict[ast.AST, list[ast.AST]] = {}
+        for node in self.nodes:  # grows on the way
+            children = [child for name in node._fields for child in _nodes(getattr(node, name, None))]
+            self._children[node] = children
+            self.nodes += children
+        self.functions = [node for node in self.nodes if isinstance(node, Function)]
+        """Methods and nested functions included."""
+
+    def own_nodes(self, scope: ast.AST) -> Iterator[ast.AST]:
+        """What is below a node without what belongs to functions and classes within it."""
+        waiting = [scope]
+        while waiting:
+            for node in self._children[waiting.pop()]:
+                yield node
+                if not isinstance(node, _SCOPES):
+                    waiting.append(node)
+
+    def complexity(self, function: Function) -> int:
+        """The number of ways through a function (McCabe); functions within it count for themselves."""
+        ways = 1
+        for node in self.own_nodes(function):
+            if isinstance(node, ast.BoolOp):
+                ways += len(node.values) - 1
+            else:
+                ways += isinstance(node, _BRANCHES)
+        return ways
+
+    def nesting(self, function: Function) -> Iterator[tuple[int, int]]:
+        """The depth and the line of every block in a function."""
+        waiting: list[tuple[ast.AST, int]] = [(function, 0)]
+        while waiting:
+            node, depth = waiting.pop()
+            for child in self._children[node]:
+                if isinstance(child, BLOCKS):
+                    # An `elif` is an `if` in the `else` of another one, and nobody sees it as deeper.
+                    is_elif = isinstance(node, ast.If) and isinstance(child, ast.If) and [child] == node.orelse
+                    inner = depth + (not is_elif)
+                    yield inner, child.lineno
+                    waiting.append((child, inner))
+                elif isinstance(child, _CLAUSES):
+                    waiting.append((child, depth))
+
+
+def _nodes(value: object) -> list[ast.AST]:
+    if isinstance(value, ast.AST):
+        return [value]
+    return [item for item in value if isinstance(item, ast.AST)] if isinstance(value, list) else []
 
 
 def parse(text: str) -> Tree | Finding:
@@ -30,46 +75,16 @@ def parse(text: str) -> Tree | Finding:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            module = ast.parse(text)
+            return Tree(ast.parse(text))
     except SyntaxError as error:
         return Finding(error.lineno or 1, "syntax-error", error.msg)
     except (ValueError, RecursionError, MemoryError) as error:
         return Finding(1, "syntax-error", f"cannot be parsed: {error}")
-    nodes = list(ast.walk(module))
-    return Tree(module, nodes, [node for node in nodes if isinstance(node, Function)])
-
-
-def complexity(function: Function) -> int:
-    """The number of ways through a function (McCabe); functions within it count for themselves."""
-    nodes = list(own_nodes(function))
-    operators = sum(len(node.values) - 1 for node in nodes if isinstance(node, ast.BoolOp))
-    return 1 + operators + sum(isinstance(node, _BRANCHES) for node in nodes)
 
 
 def length(function: Function) -> int:
     """Lines of a function, its decorators not included."""
     return (function.end_lineno or function.lineno) - function.lineno + 1
-
-
-def nesting(node: ast.AST, depth: int = 0) -> Iterator[tuple[int, int]]:
-    """The depth and the line of every block in a function."""
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, _BLOCKS):
-            # An `elif` is an `if` in the `else` of another one, and nobody sees it as deeper.
-            is_elif = isinstance(node, ast.If) and isinstance(child, ast.If) and [child] == node.orelse
-            inner = depth + (not is_elif)
-            yield inner, child.lineno
-            yield from nesting(child, inner)
-        elif not isinstance(child, _SCOPES):
-            yield from nesting(child, depth)
-
-
-def own_nodes(scope: ast.AST) -> Iterator[ast.AST]:
-    """What is below a node without what belongs to functions and classes within it."""
-    for node in ast.iter_child_nodes(scope):
-        yield node
-        if not isinstance(node, _SCOPES):
-            yield from own_nodes(node)
 
 
 def parameters(function: Function) -> list[ast.arg]:
