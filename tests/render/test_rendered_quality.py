@@ -30,17 +30,27 @@ print(json.dumps({
 """
 
 CALL = """
+import os
 import anyio
 from garden.app import create_server
+from garden.reliability import load_settings
 from garden.settings import Settings
 from mcp import Client
+from production_helpers.upstream import Upstream
 
-async def main():
-    async with Client(create_server(Settings())) as client:
+async def main(url):
+    os.environ["GARDEN_API_URL"] = url
+    async with Client(create_server(load_settings(Settings))) as client:
+        names = {tool.name for tool in (await client.list_tools()).tools}
         result = await client.call_tool("add", {"first": 2, "second": 3})
-    print(result.structured_content["result"])
+        print(result.structured_content["result"])
+        print((await client.call_tool("page_status", {"path": "a"})).structured_content["status"])
+        if "add_in_database" in names:
+            result = await client.call_tool("add_in_database", {"first": 2, "second": 3})
+            print(result.structured_content["result"])
 
-anyio.run(main)
+with Upstream() as upstream:
+    anyio.run(main, upstream.url)
 """
 
 
@@ -118,15 +128,23 @@ def check_documented_settings(project: Path) -> None:
     assert dict(rows) == real
 
 
-def test_the_tool_of_the_readme_works(project: Callable[..., Path]) -> None:
-    directory = project(project_name="garden")
-    (example,) = re.findall(r"```python\n(.*?)```", (directory / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    (name,) = re.findall(r"save this as `(.+?)`", example)
-    (directory / name).write_text(example, encoding="utf-8")
+@pytest.mark.parametrize("storage", ["sqlite", "none"])
+def test_the_tools_of_the_readme_work(project: Callable[..., Path], storage: str) -> None:
+    directory = project(project_name="garden", storage=storage)
+    examples = re.findall(r"```python\n(.*?)```", (directory / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len(examples) == (2 if storage == "none" else 3)
+    for example in examples:
+        (name,) = re.findall(r"ave this as `(.+?)`", example)
+        (directory / name).write_text(example, encoding="utf-8")
     run(sys.executable, "-m", "ruff", "check", "--no-cache", directory)
     run(sys.executable, "-m", "ruff", "format", "--check", "--no-cache", directory)
-    environment = {**os.environ, "PYTHONPATH": str(directory / "src")}
-    assert run(sys.executable, "-c", CALL, env=environment).strip() == "5.0"
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(directory / "src"), str(directory / "tests")]),
+        "GARDEN_DATABASE_PATH": str(directory / "data.db"),
+    }
+    called = run(sys.executable, "-c", CALL, env=environment)
+    assert called.split() == ["5.0", "200", *(["5"] if storage != "none" else [])]
 
 
 def documented(value: object) -> str:
