@@ -453,6 +453,17 @@ async def test_r46_a_call_that_is_cancelled_when_its_limit_is_nearly_over_counts
     assert api.statistics().totals == DependencyTotals(calls=1)
 
 
+@pytest.mark.parametrize(("options", "slow_s"), [({}, 4), ({"timeout_s": 10}, 9)])
+async def test_a_wait_for_something_else_does_not_make_it_slow(options: dict[str, float], slow_s: float) -> None:
+    api = dependency(attempt_timeout_s=5)
+    for work_s, slow in ((slow_s - 0.2, 0), (slow_s, 1)):
+        async with api.guard(**options) as attempt:
+            await anyio.sleep(0.1)
+            attempt.begin()
+            await anyio.sleep(work_s)
+        assert api.breaker.statistics().slow == slow
+
+
 async def test_what_is_slow_may_be_configured() -> None:
     api = dependency(attempt_timeout_s=5, breaker={"slow_call_duration_threshold_s": 2})
     with anyio.move_on_after(2):

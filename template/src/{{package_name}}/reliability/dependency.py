@@ -101,7 +101,7 @@ class Dependency:
         self._places = _bulkhead(name, limits)
         self._chaos = None if chaos is None else chaos.of(name)
         self._is_failure = is_failure
-        self._calls = self._failures = self._timeouts = 0
+        self._calls = self._timeouts = 0
 
     async def call(
         self, work: Callable[[], Awaitable[T]], *, idempotent: bool = False, timeout_s: float | None = None
@@ -135,16 +135,17 @@ class Dependency:
         return await self.retry.after(first, lambda: self._attempt(work, limit_s), min_attempt_s=least_s)
 
     @asynccontextmanager
-    async def guard(self, *, timeout_s: float | None = None) -> AsyncIterator[None]:
+    async def guard(self, *, timeout_s: float | None = None) -> AsyncIterator[Attempt]:
         """The same as `call` around a body that cannot be done twice, such as a transaction; never a retry."""
         limit_s = self.limits.attempt_timeout_s if timeout_s is None else timeout_s
         if self._places is not None and not self._places.acquire_nowait():
             await self._wait_for_place(self._places)
         try:
-            with self._attempt_within(limit_s):
+            attempt = self._attempt_within(limit_s)
+            with attempt:
                 if self._chaos is not None:
                     await self._chaos()
-                yield
+                yield attempt
         finally:
             if self._places is not None:
                 self._places.release()
@@ -162,22 +163,19 @@ class Dependency:
                 self._places.release()
 
     async def _wait_for_place(self, places: LoadShedder) -> None:
-        if self.breaker.state is State.ISOLATED or (self.breaker.retry_after_s or 0) > 0:
-            self.breaker.acquire()  # refuses, and counts it
+        self.breaker.check()
         await places.acquire()
 
-    def _attempt_within(self, limit_s: float) -> _Attempt:
+    def _attempt_within(self, limit_s: float) -> Attempt:
         left_s = expires_at() - asyncio.get_running_loop().time()
         if left_s * _SHARE_OF_WHAT_IS_LEFT < limit_s and not _is_shielded():
             if left_s < limit_s * _SMALLEST_SHARE:
                 raise NotEnoughTime(max(0, left_s), limit_s * _SMALLEST_SHARE, what=f"The call to {self.name!r}")
             limit_s = left_s * _SHARE_OF_WHAT_IS_LEFT
-        return _Attempt(self, limit_s)
+        return Attempt(self, limit_s)
 
     def _counts(self, error: Exception) -> bool:
-        against = isinstance(error, (DependencyTimeout, ConnectionBroken)) or self._is_failure(error)
-        self._failures += against
-        return against
+        return isinstance(error, (DependencyTimeout, ConnectionBroken)) or self._is_failure(error)
 
     @property
     def refusal(self) -> str | None:
@@ -205,29 +203,29 @@ class Dependency:
 
     def statistics(self) -> DependencyStatistics:
         """A snapshot."""
-        places, breaker, retry = self._places, self.breaker.statistics(), self.retry.statistics()
+        places, breaker = self._places, self.breaker.statistics()
         return DependencyStatistics(
             name=self.name,
             state=breaker.state,
             in_flight=0 if places is None else places.in_flight,
             queued=0 if places is None else places.queued,
-            retry_tokens=retry.tokens,
+            retry_tokens=self.retry.budget.tokens,
             chaos=self._chaos is not None,
             totals=DependencyTotals(
                 calls=self._calls,
-                failures=self._failures,
+                failures=breaker.failures_total,
                 timeouts=self._timeouts,
                 busy=0 if places is None else places.refused,
                 rejected=breaker.rejected,
                 opened=breaker.transitions[State.OPEN],
-                retries=retry.retries,
-                retries_refused=retry.refused_by_budget,
+                retries=self.retry.retries,
+                retries_refused=self.retry.refused,
             ),
             breaker=breaker,
         )
 
 
-class _Attempt(Deadline):
+class Attempt(Deadline):
     """One attempt: the breaker's permit, the limit, and the dependency's name in the errors."""
 
     __slots__ = ("_dependency", "_permit")
@@ -239,10 +237,18 @@ class _Attempt(Deadline):
     def __enter__(self) -> None:
         self._permit = self._dependency.breaker.acquire()
         self._dependency._calls += 1
+        self._may_be_slower()
+        super().__enter__()
+
+    def begin(self) -> None:
+        """The work begins only now: a wait so far, such as for a connection, does not make the dependency slow."""
+        self._dependency.breaker.begin(self._permit)
+        self._may_be_slower()
+
+    def _may_be_slower(self) -> None:
         longer_s = self._limit_s - self._dependency.limits.attempt_timeout_s
         if longer_s > 0:
-            self._permit.started_at += longer_s  # so much longer may it take before it is slow
-        super().__enter__()
+            self._permit.started_at += longer_s
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None

@@ -70,8 +70,7 @@ class RetryBudget:
 
     def earn(self) -> None:
         """A call succeeded at its first attempt."""
-        if self._units < self._full:
-            self._units = min(self._full, self._units + self._income)
+        self._units = min(self._full, self._units + self._income)
 
     def spend(self) -> bool:
         """Pay for one retry; False when there is less than a token."""
@@ -79,17 +78,6 @@ class RetryBudget:
             return False
         self._units -= _UNITS
         return True
-
-
-@dataclass(frozen=True, kw_only=True)
-class RetryStatistics:
-    """The figures of one dependency's retries since the start."""
-
-    retries: int
-    refused_by_budget: int
-    """Retries that would have been made if the budget had held a token."""
-    tokens: float
-    """What is left in the budget."""
 
 
 class Retry:
@@ -103,9 +91,10 @@ class Retry:
     def __init__(self, config: RetryConfig, *, random: Callable[[], float] = random.random) -> None:
         self.config = config
         self.budget = RetryBudget(config)
+        self.retries = 0
+        self.refused = 0
+        """Retries that the budget did not pay for."""
         self._random = random
-        self._retries = 0
-        self._refused = 0
 
     def may_cure(self, error: BaseException) -> TypeGuard[DependencyError]:
         """Whether asking again may help: not when it was not asked at all, nor after what ends every time like this."""
@@ -153,14 +142,10 @@ class Retry:
         if (asked_s or 0) > self.config.retry_after_max_s or wait_s + min_attempt_s > remaining_s():
             return False
         if not self.budget.spend():
-            self._refused += 1
+            self.refused += 1
             return False
-        self._retries += 1
+        self.retries += 1
         return wait_s
 
     def _backoff_s(self, attempts: int) -> float:
         return min(self.config.wait_max_s, self.config.wait_initial_s * 2.0 ** (attempts - 1))
-
-    def statistics(self) -> RetryStatistics:
-        """A snapshot."""
-        return RetryStatistics(retries=self._retries, refused_by_budget=self._refused, tokens=self.budget.tokens)
