@@ -368,15 +368,34 @@ async def test_r35_after_240_cancellations_all_connections_are_alive(
 ) -> None:
     async with opened(postgres.dsn, max_connections=4) as database:
         pids = await every_pid(database)
-        for turn in range(60):
+        for _ in range(60):
             queries = [Query(database) for _ in range(4)]
-            await asyncio.sleep(0.0005 * (turn % 10))
+            await sleeping_becomes(administrator, 4)
             for query in queries:
                 query.cancel(how)
             await asyncio.wait([query.task for query in queries])
         await all_back(database)
         assert await every_pid(database) == pids
         assert (len(pids), closed(database), await sleeping(administrator)) == (4, 0, 0)
+
+
+@pytest.mark.parametrize("how", CANCELLERS)
+async def test_r46_a_cancellation_that_overtakes_its_query_costs_no_more_than_the_connection(
+    postgres: PostgresServer, administrator: Any, how: str
+) -> None:
+    """The server forgets a cancellation of what has not arrived yet; nobody could tell it again but the pool."""
+    async with opened(postgres.dsn, max_connections=4, cleanup_timeout_s=0.5) as database:
+        for turn in range(60):
+            queries = [Query(database) for _ in range(4)]
+            for _ in range(turn):
+                await asyncio.sleep(0)
+            for query in queries:
+                query.cancel(how)
+            await asyncio.wait([query.task for query in queries])
+        await sleeping_becomes(administrator, 0)
+        await all_back(database)
+        assert len(await every_pid(database)) == 4
+        assert len(await administrator.fetch(SESSIONS)) == 4
 
 
 async def every_pid(database: PostgresDatabase) -> set[int]:

@@ -20,6 +20,9 @@ from .pool import Pool, PoolLimits
 T = TypeVar("T")
 
 _CLOSE_S = 1.0
+_NOTICES_DISCONNECTION = 14
+_NOTICE_MS = 1000
+"""A cancellation that overtakes its query is lost. Then the connection is closed, and the server is to notice that."""
 _SCHEMA_LOCK = 7_320_115
 """Any number: servers that start at the same time make the schema one after the other."""
 _CHANGES = ("INSERT", "UPDATE", "DELETE", "MERGE")
@@ -72,13 +75,15 @@ class PostgresDatabase(Database):
         except Exception as error:
             raise _translated(self.name, error) from error
         try:
-            await self._make_schema(connection)
+            await self._prepare(connection)
         except BaseException:
             connection.raw.terminate()
             raise
         return connection
 
-    async def _make_schema(self, connection: _Connection) -> None:
+    async def _prepare(self, connection: _Connection) -> None:
+        if connection.raw.get_server_version().major >= _NOTICES_DISCONNECTION:
+            await connection.execute(f"SET client_connection_check_interval = {_NOTICE_MS}")
         if self._schema:
             lock = f"SELECT pg_advisory_xact_lock({_SCHEMA_LOCK})"
             await connection.execute(f"BEGIN; {lock};\n{self._schema}\n; COMMIT")
@@ -92,7 +97,7 @@ class _Connection:
         self.raw = raw
         self._name = name
         self._unanswered = 0
-        self._statement_timeout_s: float | None = None
+        self._statement_timeout_s: float | None = 0  # that is, the server's own
 
     @property
     def usable(self) -> bool:
