@@ -7,6 +7,7 @@ import gzip
 import json
 import logging
 import zlib
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -89,13 +90,21 @@ class Server:
 
     async def _bomb(self, send: Send, argument: str, scope: Scope) -> None:
         packer = zlib.compressobj(9, wbits=31)
-        bomb = b"".join(packer.compress(bytes(1_000_000)) for _ in range(200)) + packer.flush()
+        bomb = b"".join(packer.compress(bytes(1_000_000)) for _ in range(20)) + packer.flush()
         await reply(send, 200, bomb, {"content-encoding": "gzip"})
+
+    async def _pieces(self, send: Send, argument: str, scope: Scope) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(4):
+            await send({"type": "http.response.body", "body": b"piece", "more_body": True})
+            await asyncio.sleep(0.001)
+        await send({"type": "http.response.body", "body": b""})
 
     async def _endless(self, send: Send, argument: str, scope: Scope) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
-        while True:
+        for _ in range(1000):  # endless enough
             await send({"type": "http.response.body", "body": bytes(65_536), "more_body": True})
+            await asyncio.sleep(0)  # uvicorn does not wait for a client that has gone
 
 
 async def reply(send: Send, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
@@ -108,19 +117,28 @@ def _length(body: bytes) -> tuple[bytes, bytes]:
     return b"content-length", str(len(body)).encode()
 
 
-@pytest.fixture
-async def server() -> AsyncIterator[Server]:
-    """Start the server for one test."""
+@asynccontextmanager
+async def serving(*, on_server_name: Callable[..., None] | None = None, **options: Any) -> AsyncIterator[Server]:
+    """A server with uvicorn's `options`."""
     app = Server()
-    config = uvicorn.Config(app, port=0, log_config=None, lifespan="off", timeout_keep_alive=60)
+    config = uvicorn.Config(app, port=0, log_config=None, lifespan="off", timeout_keep_alive=60, **options)
+    config.load()
+    if config.ssl is not None and on_server_name is not None:
+        config.ssl.set_servername_callback(on_server_name)
     running = uvicorn.Server(config)
-    task = asyncio.create_task(running._serve())
-    while not running.started:  # noqa: ASYNC110 - uvicorn sets no event
-        await asyncio.sleep(0.001)
+    running.lifespan = config.lifespan_class(config)
+    await running.startup()
     app.port = running.servers[0].sockets[0].getsockname()[1]
     yield app
-    running.should_exit = running.force_exit = True
-    await task
+    running.force_exit = True
+    await running.shutdown()
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Server]:
+    """Start a server for one test."""
+    async with serving() as running:
+        yield running
 
 
 @pytest.fixture
