@@ -130,6 +130,8 @@ class ServerProcess:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
+        if self._reader is not None:
+            self._reader.join(BUSY_MACHINE_S)  # its pipe has ended
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
                 pipe.close()
