@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import math
 from typing import TYPE_CHECKING, Any
@@ -523,6 +524,15 @@ def test_r57_an_operator_s_word_outdates_the_calls_in_progress(
     assert (breaker.state, breaker.statistics().calls, breaker.statistics().probes) == (state, 0, 0)
 
 
+def test_r58_the_reason_says_that_it_was_an_operator(clock: FakeClock) -> None:
+    breaker = new(clock)
+    reasons = [breaker.statistics().reason]
+    for override in (CircuitBreaker.force_close, CircuitBreaker.reset):
+        override(breaker)
+        reasons.append(breaker.statistics().reason)
+    assert reasons == ["it is new", "forced by an operator", "reset by an operator"]
+
+
 LEGAL = {
     (State.CLOSED, State.OPEN),
     (State.OPEN, State.HALF_OPEN),
@@ -681,9 +691,11 @@ def test_a_value_at_its_limit_is_accepted(extreme: dict[str, Any]) -> None:
 
 
 def test_values_that_do_not_fit_each_other_are_refused() -> None:
-    with pytest.raises(ValueError, match="minimum_number_of_calls is greater than sliding_window_size"):
+    with pytest.raises(
+        ValueError, match=r"^minimum_number_of_calls is greater than sliding_window_size: it would never"
+    ):
         CircuitBreakerConfig(sliding_window_size=4)
-    with pytest.raises(ValueError, match="wait_duration_in_open_state_s is greater than max_wait_duration"):
+    with pytest.raises(ValueError, match=r"^wait_duration_in_open_state_s is greater than max_wait_duration_in_open_"):
         CircuitBreakerConfig(wait_duration_in_open_state_s=181)
 
 
@@ -693,7 +705,17 @@ def test_an_unknown_window_is_refused() -> None:
 
 
 def test_the_defaults_are_five_failures_sixty_seconds_and_three_probes() -> None:
-    config = CircuitBreakerConfig()
-    assert (config.minimum_number_of_calls, config.failure_rate_threshold) == (5, 0.5)
-    assert (config.wait_duration_in_open_state_s, config.max_wait_duration_in_open_state_s) == (60, 180)
-    assert config.permitted_number_of_calls_in_half_open_state == 3
+    assert dataclasses.asdict(CircuitBreakerConfig()) == {
+        "sliding_window_type": "count",
+        "sliding_window_size": 20,
+        "minimum_number_of_calls": 5,
+        "failure_rate_threshold": 0.5,
+        "slow_call_duration_threshold_s": math.inf,
+        "slow_call_rate_threshold": 1,
+        "wait_duration_in_open_state_s": 60,
+        "wait_duration_multiplier": 1.5,
+        "max_wait_duration_in_open_state_s": 180,
+        "wait_duration_jitter": 0.1,
+        "permitted_number_of_calls_in_half_open_state": 3,
+        "max_wait_duration_in_half_open_state_s": 30,
+    }

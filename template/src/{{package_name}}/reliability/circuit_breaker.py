@@ -147,7 +147,7 @@ class CircuitBreakerStatistics:
 
 
 class Permit:
-    """The right to make one call; whoever leaves its `with` block settles it, otherwise `on_success` and its like.
+    """The right to make one call. To leave its `with` block settles it; by hand, `on_success` and its like do.
 
     The window is also the generation: each state has one of its own, so that a permit of an earlier state, of another
     breaker, or one that is settled already no longer fits and changes nothing (R57).
@@ -224,7 +224,7 @@ class CircuitBreaker:
     @property
     def retry_after_s(self) -> float | None:
         """Seconds until the next probe, 0 when it is due; None unless the breaker is open."""
-        return max(0.0, self._open_until - self._clock()) if self.state is State.OPEN else None
+        return self._left_s(self._clock())
 
     async def call(self, work: Callable[[], Awaitable[T]]) -> T:
         """Do `work` unless the breaker refuses it, and count how it ends.
@@ -315,7 +315,7 @@ class CircuitBreaker:
             state=self.state,
             reason=self._reason,
             state_age_s=now - self._entered_at,
-            retry_after_s=self.retry_after_s,
+            retry_after_s=self._left_s(now),
             calls=self._window.calls,
             failures=self._window.failures,
             slow=self._window.slow,
@@ -326,6 +326,9 @@ class CircuitBreaker:
             rejected=self._rejected,
             transitions=self._transitions.copy(),
         )
+
+    def _left_s(self, now: float) -> float | None:
+        return max(0.0, self._open_until - now) if self.state is State.OPEN else None
 
     def _acquire_probe(self, now: float) -> Permit:
         if self.state is State.HALF_OPEN:
@@ -341,7 +344,7 @@ class CircuitBreaker:
             self._move(State.HALF_OPEN, "its wait is over", now)
             return self.acquire()
         self._rejected += 1
-        raise CircuitOpen(self.name, retry_after_s=self.retry_after_s, because=_REFUSALS[self.state])
+        raise CircuitOpen(self.name, retry_after_s=self._left_s(now), because=_REFUSALS[self.state])
 
     def _settle(self, permit: Permit, outcome: int, now: float) -> None:
         self._calls += 1

@@ -80,7 +80,7 @@ class TimeWindow(SlidingWindow):
         super().__init__()
         self._buckets = [[0, 0, 0] for _ in range(size_s)]
         self._size_s = size_s
-        self._second = -1
+        self._second = 0
 
     def record(self, outcome: int, now: float) -> None:
         """Count a call in the bucket of its second."""
