@@ -139,6 +139,11 @@ async def test_a_missing_directory_is_no_crash(tmp_path: Path) -> None:
         await run_program(python("pass"), timeout_s=PATIENCE_S, cwd=tmp_path / "gone")
 
 
+async def test_an_argument_that_no_program_can_get_is_the_callers_mistake() -> None:
+    with pytest.raises(ValueError, match="null byte"):
+        await run_program(["echo", "\0"], timeout_s=PATIENCE_S)
+
+
 async def test_r47_a_program_that_hangs_is_killed(tmp_path: Path) -> None:
     code = "import os, sys, time; open(sys.argv[1], 'w').write(f'{os.getpid()}\\n'); time.sleep(1000)"
     with pytest.raises(DependencyTimeout) as caught:

@@ -92,38 +92,44 @@ async def run_program(
     except Overloaded as busy:
         raise DependencyBusy(name, busy.text, retry_after_s=busy.retry_after_s) from None
     try:
-        program = _Program(argv, cwd, env, input, max_output_bytes)
+        program = _Program(input, max_output_bytes)
+        running = asyncio.get_running_loop().create_task(program.live(argv, cwd, _environment(env)))
+        _alive.add(running)
+        running.add_done_callback(_forget)
         try:
             with deadline(timeout_s):
-                await program.gone.wait()
+                await asyncio.wait([running])
         except DeadlineExceeded:
             raise DependencyTimeout(name, timeout_s) from None
         finally:
             program.stop()
-            with cleanup(_TERMINATE_S + 3 * _VANISH_S, what=f"the end of {name!r}"):
-                await program.gone.wait()
+            with cleanup(_TERMINATE_S + 4 * _VANISH_S, what=f"the end of {name!r}"):
+                await asyncio.wait([running])
     finally:
         _places.release()
-    if program.error is not None:
-        lacking = isinstance(program.error, FileNotFoundError | NotADirectoryError | PermissionError)
-        text = f"The program {name!r} could not be started: {program.error.strerror}."
-        raise DependencyFailed(name, text, retryable=not lacking)
+    try:
+        running.result()
+    except OSError as error:
+        lacking = isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError)
+        text = f"The program {name!r} could not be started: {error.strerror}."
+        raise DependencyFailed(name, text, retryable=not lacking) from None
     return program.result(time.monotonic() - started)
+
+
+def _environment(more: Mapping[str, str] | None) -> dict[str, str]:
+    return {name: os.environ[name] for name in _PASSED_ON if name in os.environ} | dict(more or {})
+
+
+def _forget(task: asyncio.Task[None]) -> None:
+    _alive.discard(task)
+    if not task.cancelled():
+        task.exception()  # its caller may have gone; nobody else is to be told
 
 
 class _Program(asyncio.SubprocessProtocol):
     """One run, in a task of its own that nobody cancels: so there is no moment at which a child could get lost."""
 
-    def __init__(
-        self,
-        argv: Sequence[str | os.PathLike[str]],
-        cwd: str | os.PathLike[str] | None,
-        env: Mapping[str, str] | None,
-        stdin: bytes | None,
-        max_output_bytes: int,
-    ) -> None:
-        self.gone = anyio.Event()
-        self.error: OSError | None = None
+    def __init__(self, stdin: bytes | None, max_output_bytes: int) -> None:
         self._ending = asyncio.Event()  # it ended, wrote too much, or is to be stopped
         self._exited = asyncio.Event()
         self._disconnected = asyncio.Event()
@@ -132,12 +138,9 @@ class _Program(asyncio.SubprocessProtocol):
         self._exit_code: int | None = None
         self._stdin = stdin
         self._max_output_bytes = max_output_bytes
-        task = asyncio.get_running_loop().create_task(self._live(argv, cwd, env))
-        _alive.add(task)
-        task.add_done_callback(_alive.discard)
 
     def stop(self) -> None:
-        """End it soon; `gone` tells when."""
+        """End it soon."""
         self._ending.set()
 
     def result(self, duration_s: float) -> ProgramResult:
@@ -149,51 +152,55 @@ class _Program(asyncio.SubprocessProtocol):
             duration_s=duration_s,
         )
 
-    async def _live(
-        self,
-        argv: Sequence[str | os.PathLike[str]],
-        cwd: str | os.PathLike[str] | None,
-        env: Mapping[str, str] | None,
+    async def live(
+        self, argv: Sequence[str | os.PathLike[str]], cwd: str | os.PathLike[str] | None, environment: dict[str, str]
     ) -> None:
+        """Start it, and see it to its end.
+
+        Raises:
+            OSError: It could not be started.
+        """
+        await asyncio.get_running_loop().subprocess_exec(
+            lambda: self,
+            *argv,
+            stdin=subprocess.DEVNULL if self._stdin is None else subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=cwd,
+            env=environment,
+            start_new_session=True,
+        )
         try:
-            await asyncio.get_running_loop().subprocess_exec(
-                lambda: self,
-                *argv,
-                stdin=subprocess.DEVNULL if self._stdin is None else subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                cwd=cwd,
-                env={name: os.environ[name] for name in _PASSED_ON if name in os.environ} | dict(env or {}),
-                start_new_session=True,
-            )
-            try:
-                await self._ending.wait()
-            finally:  # the event loop itself may be closing
-                await self._end()
-        except OSError as error:
-            self.error = error.with_traceback(None)
-        finally:
-            self.gone.set()
+            await self._ending.wait()
+        finally:  # the event loop itself may be closing
+            await self._end()
 
     async def _end(self) -> None:
         try:
             if not self._exited.is_set():
-                self._signal(signal.SIGTERM)
+                self._terminate()
                 await _within(_TERMINATE_S, self._exited)
         finally:  # its children, too, when it has ended by itself: they would hold the pipes open
-            self._signal(_SIGKILL)
+            self._kill()
         await _within(_VANISH_S, self._exited)
         if not self._overflown:
             await _within(_VANISH_S, self._disconnected)  # what is left in the pipes
         self._close()
         await _within(_VANISH_S, self._disconnected)
 
-    def _signal(self, number: int) -> None:
+    def _terminate(self) -> None:
         with suppress(ProcessLookupError, PermissionError):
             if sys.platform == "win32":
-                self._transport.send_signal(number)
+                self._transport.terminate()
             else:
-                os.killpg(self._transport.get_pid(), number)
+                os.killpg(self._transport.get_pid(), signal.SIGTERM)
+
+    def _kill(self) -> None:
+        with suppress(ProcessLookupError, PermissionError):
+            if sys.platform == "win32":
+                self._transport.kill()
+            else:
+                os.killpg(self._transport.get_pid(), signal.SIGKILL)
 
     def _close(self) -> None:
         if self._stdin is not None and self._input_pipe.get_write_buffer_size():
@@ -227,9 +234,6 @@ class _Program(asyncio.SubprocessProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         self._disconnected.set()
-
-
-_SIGKILL: Final = signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL
 
 
 async def _within(limit_s: float, event: asyncio.Event) -> None:
