@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 from pydantic_core import from_json
 
-MAX_REQUESTS = 200_000
+from .openapi import path_of
+
+MAX_REQUESTS = 100_000
 MAX_ENDPOINTS = 500
 OTHER = "other endpoints"
 
@@ -124,8 +125,8 @@ def summarise(text: str, name_of: Callable[[Request], str]) -> LogSummary:
 
 def endpoint_of(request: Request) -> str:
     """The method and the path, with `{}` in place of numbers, identifiers and the like."""
-    path = urlsplit(request.url).path or "/"
-    return f"{request.method} " + "/".join("{}" if _VARIABLE.fullmatch(part) else part for part in path.split("/"))
+    parts = path_of(request.url).split("/")
+    return f"{request.method} " + "/".join("{}" if _VARIABLE.fullmatch(part) else part for part in parts)
 
 
 def _entries(text: str) -> Iterator[Any]:

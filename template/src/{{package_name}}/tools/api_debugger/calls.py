@@ -50,7 +50,9 @@ class Call:
 def curl(call: Call) -> tuple[str, list[str]]:
     """A command for `sh` that repeats the call, and the variables that stand in for its secrets."""
     command = _Command()
-    words = [f"curl --include --max-time 30 --request {call.method}", *command.url(call.url)]
+    method = "--head" if call.method == "HEAD" else f"--include --request {call.method}"  # or curl waits for a body
+    globbing = ["--globoff"] if set("[]{}") & set(call.url) else []
+    words = [f"curl --max-time 30 {method}", *globbing, *command.url(call.url)]
     words += [f"--header {command.header(name, value)}" for name, value in call.all_headers().items()]
     if call.body is not None:
         words.append(f"--data-raw {command.body(call.body)}")

@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from .calls import Call
 from .memory import DebuggerMemory
-from .openapi import Operation
+from .openapi import Operation, path_of
 from .statuses import BY_STATUS, NO_ANSWER, Hint
 
 _ERROR_NAME = re.compile(r"\b([A-Z]\w{0,60}(?:Error|Exception))\b(?::\s{0,3}([^\n<\"\\]{1,150}))?")
@@ -43,7 +43,7 @@ class Failure:
     @property
     def path(self) -> str:
         """The path of the URL."""
-        return urlsplit(self.call.url).path or "/"
+        return path_of(self.call.url)
 
     def fields(self) -> dict[str, Any]:
         """The body, when it is a JSON object."""
@@ -78,7 +78,7 @@ def named_fields(failure: Failure) -> Iterator[Hint]:
                 place = next((problem[k] for k in ("loc", "field", "path", "pointer") if problem.get(k)), "?")
                 place = ".".join(map(str, place)) if isinstance(place, list) else place
                 text = next((problem[k] for k in ("msg", "message", "detail") if problem.get(k)), "wrong")
-                yield Hint(f"`{place}` is refused: {text}.", f"Correct `{place}`.")
+                yield Hint(f"`{place}` is refused: {str(text)[:200]}.", f"Correct `{place}`.")
 
 
 def missing_parts(failure: Failure) -> Iterator[Hint]:
@@ -94,7 +94,7 @@ def missing_parts(failure: Failure) -> Iterator[Hint]:
 
 
 def wrong_type(failure: Failure) -> Iterator[Hint]:
-    """A body that is not what its type says, or not of the type that the document wants."""
+    """A body without a type, or not of the type that the document wants."""
     body, sent = failure.call.body, failure.call.content_type
     if body is None or failure.status not in (400, 415, 422):
         return
@@ -106,9 +106,13 @@ def wrong_type(failure: Failure) -> Iterator[Hint]:
         )
     elif not sent:
         yield Hint("The body has no Content-Type.", "Send `Content-Type: application/json`, or whatever it is.")
-    if isinstance(body, str) and "json" in sent:
+
+
+def broken_json(failure: Failure) -> Iterator[Hint]:
+    """A text that should be JSON."""
+    if isinstance(failure.call.body, str) and "json" in failure.call.content_type:
         try:
-            json.loads(body)
+            json.loads(failure.call.body)
         except ValueError as error:
             yield Hint(f"The body is not JSON: {error}.", "Repair the body's JSON.")
 
@@ -163,24 +167,24 @@ def redirected(failure: Failure) -> Iterator[Hint]:
 
 
 def unknown_path(failure: Failure) -> Iterator[Hint]:
-    """Paths and methods that do not exist, and those that are probably meant."""
-    if failure.status not in (404, 405):
-        return
-    methods = {operation.method for operation in failure.memory.operations_at(failure.call.url)}
-    allowed = failure.headers.get("allow") or ", ".join(sorted(methods))
-    similar = difflib.get_close_matches(failure.path, failure.memory.paths(), n=3, cutoff=0.5)
-    if failure.operation and failure.status == 404:
+    """Paths that do not exist, and those that are probably meant."""
+    if failure.status == 404 and failure.operation:
         text = "The path is documented, so what its identifiers name does not exist, or not for this caller."
         yield Hint(text, "List the collection, and take an identifier from there.")
-        return
-    if allowed and failure.call.method not in allowed:
+    elif failure.status == 404:
+        if similar := difflib.get_close_matches(failure.path, failure.memory.paths(), n=3, cutoff=0.5):
+            yield Hint("The documents know no such path.", f"Did you mean {' or '.join(similar)}?")
+        other = failure.path.rstrip("/") if failure.path.endswith("/") else failure.path + "/"
+        text = "A slash, a prefix such as /api/v1 or the host may be wrong."
+        yield Hint(text, f"Try {other or '/'!r} and the API's base URL.")
+
+
+def wrong_method(failure: Failure) -> Iterator[Hint]:
+    """Methods that the path does take."""
+    known = ", ".join(sorted({operation.method for operation in failure.memory.operations_at(failure.call.url)}))
+    allowed = failure.headers.get("allow") or known
+    if failure.status in (404, 405) and allowed and failure.call.method not in allowed:
         yield Hint(f"This path takes {allowed}, not {failure.call.method}.", f"Use {allowed}.")
-    elif similar:
-        yield Hint("The documents know no such path.", f"Did you mean {' or '.join(similar)}?")
-    other = failure.path.rstrip("/") if failure.path.endswith("/") else failure.path + "/"
-    yield Hint(
-        "A slash, a prefix such as /api/v1 or the host may be wrong.", f"Try {other or '/'!r} and the API's base URL."
-    )
 
 
 def in_the_body(failure: Failure) -> Iterator[Hint]:
@@ -219,10 +223,12 @@ RULES: tuple[Callable[[Failure], Iterator[Hint]], ...] = (
     named_fields,
     missing_parts,
     wrong_type,
+    broken_json,
     credentials,
     throttled,
     redirected,
     in_the_body,
+    wrong_method,
     unknown_path,
     others,
     by_status,

@@ -1,8 +1,9 @@
 """Reads an OpenAPI (3) or Swagger (2) document, as far as it helps to debug a call."""
 
-import re
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -29,7 +30,12 @@ class Operation:
     statuses: dict[str, str]
     """What each status means."""
     secured: bool
-    pattern: re.Pattern[str]
+
+    def fits(self, path: str) -> bool:
+        """Whether a URL's path is one of this operation; a part with a parameter in it fits everything."""
+        wanted, parts = self.path.split("/"), path.split("/")
+        pairs = zip(wanted, parts, strict=False)
+        return len(wanted) == len(parts) and all(w == part or (part and "{" in w) for w, part in pairs)
 
     def __str__(self) -> str:
         text = f"{self.method} {self.path}"
@@ -50,13 +56,29 @@ class ApiDocument:
 
     def find(self, method: str, url: str) -> Operation | None:
         """The operation that a call belongs to; fixed paths come before those with parameters."""
-        matching = [o for o in self.at(url) if o.method == method.upper()]
+        matching = [operation for operation in self.at(url) if operation.method == method.upper()]
         return min(matching, key=lambda operation: operation.path.count("{"), default=None)
 
     def at(self, url: str) -> list[Operation]:
         """Every operation of the URL's path."""
-        path = urlsplit(url).path or "/"
-        return [operation for operation in self.operations if operation.pattern.fullmatch(path)]
+        path = path_of(url)
+        return [operation for operation in self._by_length.get(path.count("/"), []) if operation.fits(path)]
+
+    @cached_property
+    def _by_length(self) -> dict[int, list[Operation]]:
+        """The operations by the number of parts of their paths: logs ask for thousands of paths."""
+        found: defaultdict[int, list[Operation]] = defaultdict(list)
+        for operation in self.operations:
+            found[operation.path.count("/")].append(operation)
+        return found
+
+
+def path_of(url: str) -> str:
+    """The path of a URL, without its query; logs hold anything in place of URLs."""
+    try:
+        return urlsplit(url).path or "/"
+    except ValueError:
+        return url
 
 
 class NotOpenApi(ValueError):
@@ -78,7 +100,7 @@ def parse(text: str | bytes) -> ApiDocument:
         raise NotOpenApi("This is not an OpenAPI document: it has no `paths`.")
     info = _mapping(document.get("info"))
     servers = _servers(document)
-    base = urlsplit(servers[0]).path.rstrip("/") if servers else ""
+    base = path_of(servers[0]).rstrip("/") if servers else ""
     return ApiDocument(
         title=str(info.get("title", "untitled"))[:200],
         version=str(info.get("version", ""))[:50],
@@ -123,13 +145,7 @@ def _operation(
         content_types=tuple(_mapping(body.get("content"))) or tuple(map(str, _list(raw.get("consumes")))),
         statuses={status: str(response.get("description", ""))[:200] for status, response in statuses.items()},
         secured=bool(raw.get("security", document.get("security"))),
-        pattern=re.compile(_pattern(base + path)),
     )
-
-
-def _pattern(path: str) -> str:
-    parts = re.split(r"(\{[^{}]*\})", path)
-    return "".join("[^/]+" if part.startswith("{") else re.escape(part) for part in parts)
 
 
 def _resolved(document: dict[str, Any], value: Any) -> dict[str, Any]:

@@ -3,10 +3,11 @@
 import functools
 import json
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 import anyio.to_thread
 from mcp.server.mcpserver import Context
-from pydantic import BaseModel, Field, JsonValue
+from pydantic import AfterValidator, BaseModel, Field, JsonValue
 
 from ...app import App
 from ...reliability import ToolFailure, tool
@@ -20,9 +21,18 @@ from .openapi import ApiDocument, NotOpenApi, parse
 MAX_DOCUMENT_BYTES = 5_000_000
 MAX_LOG_BYTES = 10_000_000
 MAX_HEADER_CHARACTERS = 300
+MAX_EXPLAINED_CHARACTERS = 100_000
 
 Method = Literal["GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"]
-Url = Annotated[str, Field(max_length=8_000, description="With scheme and query")]
+
+
+def _http_url(url: str) -> str:
+    if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+        raise ValueError("must begin with http:// or https:// and name a host")
+    return url
+
+
+Url = Annotated[str, Field(max_length=8_000, description="With scheme and query"), AfterValidator(_http_url)]
 Headers = Annotated[dict[str, str], Field(max_length=50, description="Of the request")]
 Body = Annotated[JsonValue, Field(description="Text is sent as it is, anything else as JSON")]
 Source = Annotated[str, Field(min_length=1)]
@@ -219,7 +229,7 @@ class Explanation(BaseModel):
 
 
 @tool(name="explain_failure", title="Explain a failure", read_only=True)
-async def explain_failure(
+def explain_failure(
     ctx: Context[App],
     method: Method,
     url: Url,
@@ -237,7 +247,7 @@ async def explain_failure(
             call=Call(method=method, url=url, headers=request_headers, body=request_body),
             status=status or 0,
             headers={name.lower(): value for name, value in headers.items()},
-            body=body if isinstance(body, str) else json.dumps(body),
+            body=(body if isinstance(body, str) else json.dumps(body))[:MAX_EXPLAINED_CHARACTERS],
             error=error,
             memory=memory,
         )
@@ -252,7 +262,7 @@ async def explain_failure(
 
 
 @tool(name="make_repro", title="Make a curl command", read_only=True)
-async def make_repro(method: Method, url: Url, headers: Headers = {}, body: Body = None) -> str:  # noqa: B006
+def make_repro(method: Method, url: Url, headers: Headers = {}, body: Body = None) -> str:  # noqa: B006
     """Write a call as a curl command that can be shown to others: secrets in URL, headers and body become variables."""
     command, variables = curl(Call(method=method, url=url, headers=headers, body=body))
     return f"# Set {', '.join(variables)} to the secrets that were removed.\n{command}" if variables else command

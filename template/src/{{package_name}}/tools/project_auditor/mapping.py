@@ -24,20 +24,25 @@ def map_tests(files: Iterable[SourceFile]) -> dict[str, Any]:
             tests[file.name] = set(imported_modules(file))
         elif file.language not in UNTESTABLE and has_code(file):
             sources[file.name] = len(file.lines)
-    tested = _Tested(sources)
-    found: defaultdict[str, list[str]] = defaultdict(list)
-    for test, modules in tests.items():
-        for name in tested.by(test, modules):
-            found[name].append(test)
-    helping = {test for names in found.values() for test in names}
-    untested = sorted(sources.keys() - found.keys(), key=lambda name: -sources[name])
+    mapping = _mapping(sources, tests)
+    used = {test for found in mapping.values() for test in found}
+    unused = [test for test in tests if test not in used]
     return {
         "sources": len(sources),
         "tests": len(tests),
-        "mapping": {name: sorted(found[name]) for name in sorted(found)},
-        "untested": {name: sources[name] for name in untested},
-        "orphans": [test for test in tests if test not in helping and _TEST_WORDS.search(PurePosixPath(test).stem)],
+        "mapping": mapping,
+        "untested": {name: sources[name] for name in sorted(sources, key=lambda n: -sources[n]) if name not in mapping},
+        "orphans": [test for test in unused if _TEST_WORDS.search(PurePosixPath(test).stem)],  # others help tests
     }
+
+
+def _mapping(sources: Iterable[str], tests: dict[str, set[str]]) -> dict[str, list[str]]:
+    tested = _Tested(sources)
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for test, modules in sorted(tests.items()):
+        for name in tested.by(test, modules):
+            found[name].append(test)
+    return dict(sorted(found.items()))
 
 
 def has_code(file: SourceFile) -> bool:

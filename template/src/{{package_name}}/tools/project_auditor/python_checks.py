@@ -4,9 +4,9 @@ Each check is a generator; add one to `CHECKS`, and its rule to `RULES`.
 """
 
 import ast
+import itertools
 import re
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 
 from .files import SourceFile
 from .findings import Finding
@@ -25,7 +25,7 @@ from .python_tree import (
 MAX_COMPLEXITY = 10
 MAX_FUNCTION_LINES = 60
 MAX_NESTING = 4
-MAX_PARAMETERS = 8
+MAX_PARAMETERS = 10
 
 LEAVING = (ast.Return, ast.Raise, ast.Break, ast.Continue)
 HOLDERS = (*BLOCKS, ast.FunctionDef, ast.AsyncFunctionDef, ast.ExceptHandler, ast.match_case)
@@ -130,12 +130,11 @@ def blocking_calls(tree: Tree) -> Iterator[Finding]:
 
 def unreachable_code(tree: Tree) -> Iterator[Finding]:
     """Statements after one that leaves the block."""
-    for node in tree.nodes:
-        if isinstance(node, HOLDERS):
-            for block in (node.body, getattr(node, "orelse", []), getattr(node, "finalbody", [])):
-                for statement, following in pairwise(block):
-                    if isinstance(statement, LEAVING):
-                        yield Finding(following.lineno, "unreachable", "nothing gets here")
+    holders = (node for node in tree.nodes if isinstance(node, HOLDERS))
+    blocks = (getattr(holder, name, []) for holder in holders for name in ("body", "orelse", "finalbody"))
+    for statement, following in itertools.chain.from_iterable(map(itertools.pairwise, blocks)):
+        if isinstance(statement, LEAVING):
+            yield Finding(following.lineno, "unreachable", "nothing gets here")
 
 
 def duplicate_definitions(tree: Tree) -> Iterator[Finding]:
