@@ -261,6 +261,16 @@ async def test_r7_tls_is_for_the_name_although_the_address_is_connected_to(
     assert seen == ["api.test"]
 
 
+async def test_a_private_certificate_is_trusted_by_the_usual_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pem, key = certificate(tmp_path, "localhost")
+    monkeypatch.setenv("SSL_CERT_FILE", str(pem))
+    async with serving(ssl_certfile=pem, ssl_keyfile=key) as server:
+        async with HttpClient(api(), base_url=f"https://localhost:{server.port}", limits=SHORT) as http:
+            assert (await http.get("items")).status == 200
+
+
 async def test_a_server_without_tls_is_the_dependencys_failure(server: Server) -> None:
     base = f"https://127.0.0.1:{server.port}"
     async with HttpClient(api(), base_url=base, limits=SHORT) as http:

@@ -99,13 +99,13 @@ class AllowedHosts:
             raise HostNotAllowed(f"'{shown}' does not name a host and a port in the usual way.")
         if not any(pattern.matches(url.scheme, host, port) for pattern in self._patterns):
             raise HostNotAllowed(f"'{shown}' is not an allowed host. Allowed: {self}.")
-        if _address(host) and not self.permits_address(host, port, host):
+        if address_of(host) and not self.permits_address(host, port, host):
             raise HostNotAllowed(f"'{shown}' is not a public address.")
         return url
 
     def permits_address(self, host: str, port: int, address: str) -> bool:
         """Whether a server that `check` has let pass may be asked at `address`, which its host resolved to."""
-        host, target = _canonical(host), _address(address)
+        host, target = _canonical(host), address_of(address)
         if target is None:
             return False
         if any(pattern.names(host, port) for pattern in self._patterns):
@@ -153,7 +153,7 @@ def _pattern_host(name: str | None, *, is_below: bool) -> str | None:
         return None
     if not is_below:
         return host or None
-    return f".{host}" if host and not _address(host) else None
+    return f".{host}" if host and not address_of(host) else None
 
 
 def _parsed(url: httpx2.URL | str) -> httpx2.URL:
@@ -170,14 +170,14 @@ def _parsed(url: httpx2.URL | str) -> httpx2.URL:
 
 def _canonical(host: str) -> str:
     """The one spelling of a name or an address that all others of it are brought to; empty for anything else."""
-    address = _address(host)
+    address = address_of(host)
     if address is not None:
         return "" if "%" in host else str(address)  # a zone, as in `fe80::1%eth0`, means something on one machine only
     host = host.lower().removesuffix(".")
     return host if _NAME.fullmatch(host) and not _NUMBER.fullmatch(host) else ""
 
 
-def _address(text: str) -> Address | None:
+def address_of(text: str) -> Address | None:
     """The address that `text` spells, out of its IPv6 disguise; None for anything else."""
     try:
         address = ip_address(text)

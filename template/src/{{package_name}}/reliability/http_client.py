@@ -8,7 +8,8 @@ retries are around it. A status of 5xx or 429 is a failure and raises; every oth
 could send without end is bounded: headers, body (packed and unpacked), redirects, and silence.
 
 Nothing but the connection is kept from one request for the next: no cookies, because many callers share one client.
-Nothing is taken from the environment. The texts of errors hold no path, header or body, because secrets are there.
+The environment may name certificates to trust (SSL_CERT_FILE, SSL_CERT_DIR) and nothing else: no proxy, no password.
+The texts of errors hold no path, header or body, because secrets are there.
 """
 
 from __future__ import annotations
@@ -16,12 +17,10 @@ from __future__ import annotations
 import functools
 import re
 import time
-import zlib
-from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import aclosing
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self, TypedDict, Unpack, cast
+from typing import Any, Self, TypedDict, Unpack
 
 import httpx2
 
@@ -30,8 +29,8 @@ from .bounds import bounded, check_bounds
 from .deadlines import cleanup, remaining_s
 from .dependency import Dependency
 from .dependency_group import DependencyGroup
-from .errors import ConnectionBroken, DependencyFailed, HostNotAllowed, ShuttingDown, ToolFailure
-from .http_response import HttpResponse, HttpStatusError
+from .errors import HostNotAllowed, ShuttingDown, ToolFailure
+from .http_response import HttpResponse, HttpStatusError, lasting_failure, read_body
 
 _IDEMPOTENT = {"GET", "HEAD", "OPTIONS", "PUT", "DELETE"}
 _METHODS = {*_IDEMPOTENT, "POST", "PATCH"}
@@ -47,8 +46,6 @@ _OUR_HEADERS = {
 """Where a message ends, and whom it is for, is not for the caller to say."""
 _HARMLESS_HEADERS = {*_DEFAULT_HEADERS, "accept-language", "content-type"}
 """All that goes along to another server after a redirect: any other header may hold a key."""
-_UNPACKED = {"", "identity"}
-_GZIP = {"gzip", "x-gzip"}
 _CLOSE_S = 1.0
 
 
@@ -61,7 +58,7 @@ class HttpLimits:
         read_timeout_s: Longest silence while a request is sent or an answer read, in seconds.
         max_body_bytes: Largest body of an answer, as it is sent and as it is unpacked.
         max_redirects: Redirects that are followed.
-        max_connections: Connections to all servers together.
+        max_connections: Connections to all servers together; to one of them, `max_concurrent` of its dependency.
         idle_connection_s: How long a connection is kept for the next request, in seconds; many servers keep it for 5.
 
     Raises:
@@ -261,7 +258,7 @@ class HttpClient:
         request.extensions["timeout"] = {"connect": connect_s, "read": read_s, "write": read_s, "pool": connect_s}
         answer = await self._connected().handle_async_request(request)
         try:
-            content = await _body(name, answer, self._limits.max_body_bytes)
+            content = await read_body(name, answer, self._limits.max_body_bytes)
         finally:
             with cleanup(_CLOSE_S, what="giving a connection back"):
                 await answer.aclose()
@@ -289,13 +286,13 @@ class HttpClient:
         if location is None or response.status not in _REDIRECTS:
             return None
         if redirects == 0:
-            raise _useless(response.dependency, f"redirected more than {self._limits.max_redirects} times")
+            raise lasting_failure(response.dependency, f"redirected more than {self._limits.max_redirects} times")
         try:
             target = self._allowed_hosts.check(request.url.join(location))
         except (HostNotAllowed, httpx2.InvalidURL, ValueError):
-            raise _useless(response.dependency, "redirected to a URL that must not be asked") from None
+            raise lasting_failure(response.dependency, "redirected to a URL that must not be asked") from None
         if request.url.scheme == "https" != target.scheme:
-            raise _useless(response.dependency, "redirected to a connection that is not encrypted")
+            raise lasting_failure(response.dependency, "redirected to a connection that is not encrypted")
         return _redirected(request, response.status, target)
 
 
@@ -330,26 +327,3 @@ def _redirected(request: httpx2.Request, status: int, target: httpx2.URL) -> htt
     }
     method, body = ("GET", b"") if is_get else (request.method, request.content)
     return httpx2.Request(method, target, headers=headers, content=body or None)
-
-
-async def _body(name: str, answer: httpx2.Response, limit: int) -> bytes:
-    """The whole body, unpacked; at no time are more than about `limit` bytes of it held."""
-    encoding = answer.headers.get("content-encoding", "").strip().lower()
-    unpacker = zlib.decompressobj(zlib.MAX_WBITS | 16) if encoding in _GZIP else None
-    body, received = bytearray(), 0
-    async with aclosing(cast("AsyncGenerator[bytes]", aiter(cast("httpx2.AsyncByteStream", answer.stream)))) as pieces:
-        async for piece in pieces:
-            received += len(piece)
-            body += piece if unpacker is None else unpacker.decompress(piece, limit - len(body) + 1)
-            if max(received, len(body)) > limit:
-                raise _useless(name, f"answered with more than {limit} bytes")
-    if received and encoding not in _GZIP | _UNPACKED:
-        raise _useless(name, "answered in an encoding that was not asked for")
-    if received and unpacker is not None and not unpacker.eof:
-        raise ConnectionBroken(name, "the body is cut off")
-    return bytes(body)
-
-
-def _useless(name: str, what: str) -> DependencyFailed:
-    """It would do the same again."""
-    return DependencyFailed(name, f"The dependency {name!r} {what}.", retryable=False)

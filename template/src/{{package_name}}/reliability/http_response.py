@@ -1,4 +1,4 @@
-"""An answer over HTTP, whole and in memory, and the failure that an answer can be (R51, R55)."""
+"""An answer over HTTP, whole and in memory but never too long, and the failures that an answer can be (R51, R55)."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import email.utils
 import functools
 import json
 import re
-from collections.abc import Mapping
+import zlib
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import UTC
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import httpx2
 
-from .errors import DependencyFailed
+from .errors import ConnectionBroken, DependencyFailed
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -22,6 +24,8 @@ T = TypeVar("T")
 
 _NEVER_BETTER = {501, 505}
 """Statuses that say that the server cannot do such a thing at all."""
+_NOT_PACKED = {"", "identity"}
+_GZIP = {"gzip", "x-gzip"}
 _CHARSET = re.compile(r"charset=\s*\"?([\w-]+)", re.ASCII | re.IGNORECASE)
 _SHOWN_CHARACTERS = 100
 _LONGEST_RETRY_AFTER_S = 3600.0
@@ -92,8 +96,7 @@ class HttpResponse:
             ) from None
 
     def _unexpected(self, what: str) -> DependencyFailed:
-        text = f"The dependency {self.dependency!r} answered with {what}."
-        return DependencyFailed(self.dependency, text, retryable=False)
+        return lasting_failure(self.dependency, f"answered with {what}")
 
 
 class HttpStatusError(DependencyFailed):
@@ -113,6 +116,36 @@ class HttpStatusError(DependencyFailed):
         )
         self.status = response.status
         self.response = response
+
+
+async def read_body(dependency: str, answer: httpx2.Response, limit: int) -> bytes:
+    """The whole body, unpacked; no more than about `limit` bytes are held at any time.
+
+    Raises:
+        DependencyFailed: It is longer, as it is sent or unpacked, or packed in another way than with gzip.
+        ConnectionBroken: It is cut off.
+        zlib.error: It cannot be unpacked.
+    """
+    encoding = answer.headers.get("content-encoding", "").strip().lower()
+    unpacker = zlib.decompressobj(zlib.MAX_WBITS | 16) if encoding in _GZIP else None
+    body, received = bytearray(), 0
+    stream = cast("httpx2.AsyncByteStream", answer.stream)
+    async with aclosing(cast("AsyncGenerator[bytes]", aiter(stream))) as pieces:
+        async for piece in pieces:
+            received += len(piece)
+            body += piece if unpacker is None else unpacker.decompress(piece, limit - len(body) + 1)
+            if max(received, len(body)) > limit:
+                raise lasting_failure(dependency, f"answered with more than {limit} bytes")
+    if received and encoding not in _GZIP | _NOT_PACKED:
+        raise lasting_failure(dependency, "answered in an encoding that was not asked for")
+    if received and unpacker is not None and not unpacker.eof:
+        raise ConnectionBroken(dependency, "the body is cut off")
+    return bytes(body)
+
+
+def lasting_failure(dependency: str, what: str) -> DependencyFailed:
+    """A failure that asking again would not cure."""
+    return DependencyFailed(dependency, f"The dependency {dependency!r} {what}.", retryable=False)
 
 
 def _retry_after_s(text: str, now: float) -> float | None:

@@ -4,8 +4,8 @@ Names are resolved here and now, and the address that was checked is the one tha
 elsewhere a moment later (DNS rebinding) gains nothing. The name is still what goes into the Host header and what the
 certificate is checked against.
 
-No proxy and nothing else is taken from the environment, because a proxy resolves names by itself and where nobody can
-check. Whoever needs one gives `HttpClient` an `httpx2.AsyncHTTPTransport(proxy=...)`; then names alone are checked.
+No proxy is taken from the environment, because a proxy resolves names by itself, where nobody can check. Whoever needs
+one gives `HttpClient` an `httpx2.AsyncHTTPTransport(proxy=...)`; then names alone are checked.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import socket
 import ssl
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import httpcore2
 import httpx2
 
-from .allowed_hosts import AllowedHosts
-from .errors import ConnectionBroken, DependencyBusy, DependencyError, DependencyFailed, DependencyTimeout, Overloaded
+from .allowed_hosts import AllowedHosts, address_of
+from .errors import ConnectionBroken, DependencyBusy, DependencyError, DependencyTimeout, Overloaded
+from .http_response import lasting_failure
 from .worker_threads import WorkerThreads
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class CheckedTransport(httpx2.AsyncBaseTransport):
     Args:
         allowed_hosts: Says which are.
         limits: The pool's size, and how long an idle connection stays in it.
-        ssl_context: Says which certificates are trusted; by default those that the system trusts.
+        ssl_context: Says which certificates are trusted; by default those of the system, or of SSL_CERT_FILE.
         resolve: Looks names up; by default as the system does.
     """
 
@@ -61,7 +61,7 @@ class CheckedTransport(httpx2.AsyncBaseTransport):
         resolve: Resolver | None = None,
     ) -> None:
         self._pool = httpcore2.AsyncConnectionPool(
-            ssl_context=ssl_context or httpx2.create_ssl_context(trust_env=False),
+            ssl_context=ssl_context or httpx2.create_ssl_context(),
             max_connections=limits.max_connections,
             keepalive_expiry=limits.idle_connection_s,
             network_backend=_CheckedNetwork(allowed_hosts, resolve or system_resolver()),
@@ -135,7 +135,7 @@ class _CheckedNetwork(httpcore2.AsyncNetworkBackend):
     async def _addresses(self, host: str, port: int, ends_at: float) -> list[str]:
         try:
             with anyio.fail_after(ends_at - anyio.current_time()):
-                found = [host] if _is_address(host) else await self._resolve(host, port)
+                found = [host] if address_of(host) else await self._resolve(host, port)
         except (TimeoutError, Overloaded) as error:
             raise httpcore2.ConnectTimeout(error) from error
         except OSError as error:
@@ -157,6 +157,22 @@ def system_resolver() -> Resolver:
     return resolve
 
 
+_LASTING: dict[type | tuple[type, ...], str] = {
+    AddressNotAllowed: "has an address that must not be asked",
+    ssl.SSLCertVerificationError: "has a certificate that is not trusted",
+    (zlib.error, httpx2.DecodingError): "answered with a body that cannot be unpacked",
+}
+_PASSING: dict[type | tuple[type, ...], str] = {
+    socket.gaierror: "its name could not be looked up",
+    ssl.SSLError: "no encryption could be agreed upon",
+    ConnectionRefusedError: "it was refused",
+    (httpcore2.ConnectError, httpx2.ConnectError): "it could not be made",
+    (httpcore2.ProtocolError, httpx2.ProtocolError): "what came is not HTTP, or is cut off",
+    (httpcore2.NetworkError, httpx2.TransportError, OSError): "it was interrupted",
+}
+"""What happened, from the particular to the general: the first that fits is said."""
+
+
 def failure_of(error: Exception, dependency: str, timeouts: Mapping[str, float]) -> DependencyError | None:
     """What an error of a transport means to whoever asked; None when it is not one.
 
@@ -174,27 +190,11 @@ def failure_of(error: Exception, dependency: str, timeouts: Mapping[str, float])
     causes = list(_causes(error))
     for kinds, what in _LASTING.items():
         if any(isinstance(cause, kinds) for cause in causes):
-            return DependencyFailed(dependency, f"The dependency {dependency!r} {what}.", retryable=False)
+            return lasting_failure(dependency, what)
     for kinds, why in _PASSING.items():
         if any(isinstance(cause, kinds) for cause in causes):
             return ConnectionBroken(dependency, why)
     return None
-
-
-_LASTING: dict[type | tuple[type, ...], str] = {
-    AddressNotAllowed: "has an address that must not be asked",
-    ssl.SSLCertVerificationError: "has a certificate that is not trusted",
-    (zlib.error, httpx2.DecodingError): "answered with a body that cannot be unpacked",
-}
-_PASSING: dict[type | tuple[type, ...], str] = {
-    socket.gaierror: "its name could not be looked up",
-    ssl.SSLError: "no encryption could be agreed upon",
-    ConnectionRefusedError: "it was refused",
-    (httpcore2.ConnectError, httpx2.ConnectError): "it could not be made",
-    (httpcore2.ProtocolError, httpx2.ProtocolError): "what came is not HTTP, or is cut off",
-    (httpcore2.NetworkError, httpx2.TransportError, OSError): "it was interrupted",
-}
-"""What happened, from the particular to the general: the first that fits is said."""
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -203,11 +203,3 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         yield error
         inner = error.args[0] if error.args else None
         error = inner if isinstance(inner, BaseException) else error.__cause__
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True
