@@ -266,9 +266,11 @@ async def test_a_private_certificate_is_trusted_by_the_usual_variable(
 ) -> None:
     pem, key = certificate(tmp_path, "localhost")
     monkeypatch.setenv("SSL_CERT_FILE", str(pem))
-    async with serving(ssl_certfile=pem, ssl_keyfile=key) as server:
-        async with HttpClient(api(), base_url=f"https://localhost:{server.port}", limits=SHORT) as http:
-            assert (await http.get("items")).status == 200
+    async with (
+        serving(ssl_certfile=pem, ssl_keyfile=key) as server,
+        HttpClient(api(), base_url=f"https://localhost:{server.port}", limits=SHORT) as http,
+    ):
+        assert (await http.get("items")).status == 200
 
 
 async def test_a_server_without_tls_is_the_dependencys_failure(server: Server) -> None:
