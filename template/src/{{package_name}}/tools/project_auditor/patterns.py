@@ -15,7 +15,6 @@ EVERYWHERE = [
     ("merge-conflict", r"^[<>]{7} .{0,60}"),
     ("secret", r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----"),
     ("secret", r"(AKIA[0-9A-Z]{16}|gh[pousr]_\w{36,}|glpat-[\w-]{20,}|xox[abps]-[\w-]{20,})"),
-    ("secret", r"(?i:password|passwd|secret|api_?key|token)['\"]?[ \t]{0,3}[:=][ \t]{0,3}['\"][\w+/=.-]{16,}['\"]"),
     ("todo", r"(#|//|/\*|--|<!--)[ \t]{0,3}(TODO|FIXME|HACK|XXX)\b.{0,80}"),
 ]
 _EMPTY_CATCH = ("swallowed-error", r"\bcatch\s{0,5}(\([^)\n]{0,80}\)\s{0,5})?\{\s{0,80}\}")
@@ -41,12 +40,22 @@ BY_LANGUAGE = {
 }
 
 
+_ASSIGNED = re.compile(r"[:=][ \t]{0,3}['\"][\w+/=.-]{16,}['\"]")
+_SECRET_NAME = re.compile(r"(password|passwd|secret|api_?key|token)['\"]?[ \t]{0,3}$", re.IGNORECASE)
+
+
 def scan(file: SourceFile, *, by_language: bool = True) -> Iterator[Finding]:
     """Everything that is found in a file; without `by_language` only what a syntax tree does not show."""
     if (lines := len(file.lines)) > MAX_FILE_LINES:
         yield Finding(1, "long-file", f"{lines} lines")
     for rule, pattern in EVERYWHERE + (BY_LANGUAGE.get(file.language, []) if by_language else []):
         for found in re.finditer(pattern, file.text, re.MULTILINE):
-            line = file.text.count("\n", 0, found.start()) + 1
             shown = "what looks like a credential" if rule == "secret" else f"`{' '.join(found[0].split())}`"
-            yield Finding(line, rule, shown)
+            yield Finding(_line(file, found), rule, shown)
+    for found in _ASSIGNED.finditer(file.text):  # the name before it is looked at last: that is five times as fast
+        if _SECRET_NAME.search(file.text[max(0, found.start() - 40) : found.start()]):
+            yield Finding(_line(file, found), "secret", "what looks like a credential")
+
+
+def _line(file: SourceFile, found: re.Match[str]) -> int:
+    return file.text.count("\n", 0, found.start()) + 1
