@@ -99,6 +99,12 @@ def no_threads_are_left() -> bool:
     return not any(thread.name == "sqlite notes" for thread in threading.enumerate())
 
 
+async def connect(database: SqliteDatabase) -> None:
+    """Open a connection of each kind: what is measured afterwards has no part in it."""
+    async with database._writers.connection(), database._readers.connection():
+        pass
+
+
 async def all_back(database: SqliteDatabase) -> None:
     """Wait until nothing runs on any connection."""
     await until(lambda: all(found.in_use == 0 and found.size == found.idle for found in database.statistics()))
@@ -483,8 +489,8 @@ async def test_r38_a_cancelled_transaction_is_rolled_back(notes: SqliteDatabase)
 
 
 async def test_r43_the_dependencys_limit_ends_a_statement(path: Path) -> None:
-    async with make(path, attempt_timeout_s=0.1) as database:
-        await a_write(database)
+    async with make(path, attempt_timeout_s=0.5) as database:
+        await connect(database)
         with pytest.raises(DependencyTimeout):
             await database.fetch_all(ENDLESS)
         await all_back(database)
@@ -497,7 +503,7 @@ async def test_r44_the_callers_deadline_ends_a_statement(notes: SqliteDatabase) 
 
 
 async def test_r38_a_thread_that_hangs_keeps_its_place_until_it_ends(path: Path) -> None:
-    async with make(path, max_connections=2, cleanup_timeout_s=0.05, acquire_timeout_s=0.2) as database:
+    async with make(path, max_connections=2, cleanup_timeout_s=0.05, acquire_timeout_s=1) as database:
         await a_read(database)
         begun, go_on = threading.Event(), threading.Event()
 
@@ -535,13 +541,13 @@ async def test_r41_a_lock_of_another_process_is_waited_for(notes: SqliteDatabase
 
 
 async def test_r41_a_lock_that_is_not_released_is_a_failure_in_time(path: Path) -> None:
-    async with make(path, acquire_timeout_s=0.3) as database:
+    async with make(path, acquire_timeout_s=0.8) as database:
         await database.execute(INSERT, "a")
         with locked_by_another_process(path):
             started = time.monotonic()
             with pytest.raises(DependencyFailed, match="'notes' is locked by another program") as caught:
                 await database.execute(INSERT, "b")
-            assert 0.2 <= time.monotonic() - started < 2
+            assert 0.7 <= time.monotonic() - started < 2
             with pytest.raises(DependencyFailed, match="is locked"):
                 async with database.transaction():
                     pass
@@ -552,12 +558,12 @@ async def test_r41_a_lock_that_is_not_released_is_a_failure_in_time(path: Path) 
 
 async def test_r44_a_lock_is_waited_for_no_longer_than_the_deadline_allows(path: Path) -> None:
     async with make(path, attempt_timeout_s=0.5) as database:
-        await database.execute(INSERT, "a")
+        await connect(database)
         with locked_by_another_process(path):
             started = time.monotonic()
             with pytest.raises(DependencyFailed, match="is locked"):
                 await database.execute(INSERT, "b")
-            assert time.monotonic() - started < 0.6
+            assert time.monotonic() - started < 0.75
 
 
 async def test_r41_a_database_that_is_locked_can_be_opened_for_reading(notes: SqliteDatabase, path: Path) -> None:
@@ -675,11 +681,23 @@ async def test_a_directory_that_cannot_be_made_is_a_failure_and_logged(
 
 
 async def test_r35_a_full_pool_is_busy_and_no_failure(path: Path) -> None:
-    async with make(path, acquire_timeout_s=0.1) as database:
+    async with make(path, acquire_timeout_s=0.8) as database:
         async with database._writers.connection():
             with pytest.raises(DependencyBusy, match="1 of 1 connections are in use"):
                 await database.execute(INSERT, "a")
         assert failures(database) == 0
+
+
+async def test_r55_waiting_for_other_borrowers_is_not_the_databases_slowness(path: Path) -> None:
+    config = CircuitBreakerConfig(slow_call_duration_threshold_s=0.1)
+    dependency = Dependency("notes", DependencyLimits(max_concurrent=None, circuit_breaker=config))
+    async with SqliteDatabase(dependency, path, schema=SCHEMA, limits=PoolLimits(max_connections=2)) as database:
+        await a_read(database)
+        before = dependency.breaker.statistics().slow
+        async with anyio.create_task_group() as tasks, database._readers.connection():
+            tasks.start_soon(a_read, database)
+            await asyncio.sleep(0.15)
+        assert dependency.breaker.statistics().slow == before
 
 
 async def test_a_file_system_without_wal_is_logged(

@@ -133,13 +133,17 @@ class Database:
                 "A transaction is open: use its own methods. A second connection could wait for its locks."
             )
         foreign: Exception | None = None
-        async with self._dependency.guard(), lender.connection() as connection:
-            try:
-                yield connection
-            except Exception as error:
-                if isinstance(error, DependencyError) and error.dependency == self.name:
-                    raise
-                foreign = error
+        async with self._dependency.guard() as attempt:
+            waits_for_others = lender.is_full
+            async with lender.connection() as connection:
+                if waits_for_others:
+                    attempt.begin()  # they were slow, not the database
+                try:
+                    yield connection
+                except Exception as error:
+                    if isinstance(error, DependencyError) and error.dependency == self.name:
+                        raise
+                    foreign = error
         if foreign is not None:
             raise foreign
 

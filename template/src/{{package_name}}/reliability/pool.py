@@ -174,6 +174,11 @@ class Pool(Generic[C]):
         """Places that are taken; never more than `max_connections` (R34)."""
         return len(self._lent) + len(self._idle) + len(self._chores)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether all connections are lent, so that a borrower waits for other borrowers and not for the dependency."""
+        return self._spare() == 0
+
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[C]:
         """Lend a connection to the body (R36).
@@ -254,7 +259,7 @@ class Pool(Generic[C]):
             self._waiting.remove(waiter)
             self._wait_total_s += self._clock() - started
         self._counts["timeouts"] += 1
-        if self._spare():
+        if not self.is_full:
             raise DependencyTimeout(self._dependency, round(limit_s, 3))
         raise self._busy(f"none came free within {limit_s:.3g} s")
 
