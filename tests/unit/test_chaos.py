@@ -155,7 +155,7 @@ def test_it_is_announced_loudly(caplog: pytest.LogCaptureFixture) -> None:
     ],
 )
 def test_the_nearest_name_decides(dependency_name: str, kind: str) -> None:
-    chaos = parsed("api: error; apis: error; apis/b: error; *: error")
+    chaos = parsed("api: error@0.1; apis: error@0.2; apis/b: error@0.3; *: error@0.4")
     strike: Any = chaos.of(dependency_name)
     assert strike.args == (dependency_name, chaos.faults[kind])
 
