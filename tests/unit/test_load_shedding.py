@@ -121,6 +121,20 @@ async def test_r59_who_does_not_want_to_wait_is_told_whether_a_place_is_free() -
     assert (gate.in_flight, gate.queued, gate.refused) == (1, 0, 0)
 
 
+async def test_r59_who_lent_a_place_waits_for_it_in_turn_beyond_the_bound_of_the_queue() -> None:
+    gate = shedder(queue=0)
+    await gate.acquire()
+    async with anyio.create_task_group() as tasks:
+        for waiting in (1, 2):
+            tasks.start_soon(gate.reacquire)
+            await anyio.wait_all_tasks_blocked()
+            assert gate.queued == waiting
+        for waiting in (1, 0):
+            gate.release()
+            await anyio.wait_all_tasks_blocked()
+            assert (gate.in_flight, gate.queued) == (1, waiting)
+
+
 async def test_r68_after_drain_not_even_a_free_place_is_given_away() -> None:
     gate = shedder()
     gate.drain()
