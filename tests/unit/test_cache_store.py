@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import textwrap
+import time
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -63,8 +64,7 @@ async def test_r50_a_restarted_server_finds_its_answers_and_knows_how_old_they_a
         StoredAnswer(key=b"1", value=b"one", age_s=15),
         StoredAnswer(key=b"2", value=b"two", age_s=5),
     ]
-    statistics = setup.store.statistics()
-    assert (statistics.name, statistics.pending, statistics.written, statistics.failures) == ("answers", 0, 2, 0)
+    assert (setup.store.pending, setup.store.written, setup.store.failures) == (0, 2, 0)
 
 
 async def test_r50_the_newest_answers_are_found_first_and_given_last(setup: Setup) -> None:
@@ -91,7 +91,7 @@ async def test_r50_a_new_answer_takes_the_place_of_the_old_one(setup: Setup) -> 
     setup.put(b"2", b"new")
     await setup.store.flush()
     assert [answer.value for answer in await setup.found()] == [b"new", b"new"]
-    assert setup.store.statistics().written == 3
+    assert setup.store.written == 3
 
 
 async def test_r50_what_is_too_old_is_neither_found_nor_kept(setup: Setup) -> None:
@@ -129,7 +129,7 @@ async def test_r49_the_file_is_bounded_and_the_oldest_make_room(tmp_path: Path) 
 async def test_r49_what_waits_to_be_written_is_bounded(setup: Setup) -> None:
     for number in range(300):
         setup.put(number.to_bytes(2, "big"))
-    assert setup.store.statistics().pending == 256
+    assert setup.store.pending == 256
     await setup.store.flush()
     assert len(await setup.keys(limit=1000)) == 256
 
@@ -147,7 +147,7 @@ async def test_r50_writing_goes_on_behind_the_calls_and_the_rest_is_written_at_t
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(setup.store.run)
         setup.put(b"1")
-        await until(lambda: setup.store.statistics().written == 1)
+        await until(lambda: setup.store.written == 1)
         setup.put(b"2")
         tasks.cancel_scope.cancel()
     assert await setup.keys() == [b"1", b"2"]
@@ -172,7 +172,9 @@ async def test_r50_a_damaged_file_is_set_aside_and_a_new_one_begun(
     await setup.store.flush()
     assert await setup.keys() == [b"1"]
     assert setup.path.with_name("answers.db.corrupt").read_bytes() == rubbish
-    assert caplog.messages == ["a damaged file of answers was set aside"]
+    (record,) = caplog.records
+    assert record.getMessage() == "a damaged file of answers was set aside"
+    assert record.__dict__["path"] == f"{setup.path}.corrupt"
 
 
 async def test_r50_a_file_that_is_damaged_in_the_middle_is_set_aside(setup: Setup) -> None:
@@ -196,19 +198,22 @@ async def test_r50_a_file_that_another_process_has_locked_costs_no_call_and_is_w
     with closing(sqlite3.connect(setup.path, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
         setup.put(b"2")
+        started = time.monotonic()
         await setup.store.flush()
         await setup.store.flush()
         assert await setup.found() == []
-        assert (setup.store.statistics().pending, setup.store.statistics().failures) == (1, 2)
+        assert time.monotonic() - started < 2  # SQLite itself would wait for 5 s
+        assert (setup.store.pending, setup.store.failures) == (1, 2)
         with pytest.raises(Unhealthy, match="not kept"):
             await setup.store.check().probe()
         other.execute("ROLLBACK")
     await setup.store.flush()
     assert await setup.keys() == [b"1", b"2"]
     assert (await setup.store.check().probe(), setup.store.check().critical) == ("answers are kept", False)
-    kept = [message for message in caplog.messages if message != "answers are not kept"]
-    assert (kept, len(caplog.messages)) == (["answers are kept again"], 3)  # once by each of the two stores
-    assert "locked" in caplog.records[0].__dict__["reason"]
+    first = caplog.records[0]
+    assert (first.__dict__["path"], first.__dict__["reason"]) == (str(setup.path), "database is locked")
+    assert caplog.messages == ["answers are not kept", "answers are not kept", "answers are kept again"]
+    assert caplog.records[-1].__dict__["path"] == str(setup.path)
 
 
 async def test_r50_a_path_that_cannot_be_a_file_costs_no_call(tmp_path: Path) -> None:
@@ -217,7 +222,7 @@ async def test_r50_a_path_that_cannot_be_a_file_costs_no_call(tmp_path: Path) ->
     assert await setup.found() == []
     setup.put(b"1")
     await setup.store.flush()
-    assert setup.store.statistics().failures == 1
+    assert setup.store.failures == 1
     (tmp_path / "file").write_text("x")
     below = CacheStore(tmp_path / "file" / "answers.db")
     assert await below.load("tool", limit=1) == []
@@ -230,7 +235,7 @@ async def test_r50_a_file_that_is_deleted_is_begun_anew(setup: Setup) -> None:
     setup.put(b"2")
     await setup.store.flush()
     assert await setup.keys() == [b"2"]
-    assert setup.store.statistics().failures == 0
+    assert setup.store.failures == 0
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
@@ -248,7 +253,7 @@ def test_r50_a_full_disk_costs_no_call(tmp_path: Path, root: Path) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
             store.put("tool", b"2", b"x" * 100_000, keep_s=100)
             await store.flush()
-            print(store.statistics().failures, store.statistics().pending)
+            print(store.failures, store.pending)
             print([answer.key for answer in await store.load("tool", limit=9)])
 
         anyio.run(main)
@@ -285,7 +290,7 @@ async def test_r50_two_processes_may_share_a_file(setup: Setup) -> None:
         for position, store in enumerate(stores):
             tasks.start_soon(write, store, position * 5)
     assert len(await setup.keys()) == 20
-    assert [store.statistics().failures for store in stores] == [0] * 4
+    assert [store.failures for store in stores] == [0] * 4
 
 
 @pytest.mark.parametrize("how", CANCELLERS)
@@ -298,7 +303,7 @@ async def test_r46_a_writer_cancelled_at_any_await_loses_no_answer(setup: Setup,
         await until(lambda: setup.store._one_thread.borrowed_tokens == 0)
         await setup.store.flush()
         assert [answer.value for answer in await setup.found()] == [str(setup.clock.now).encode()]
-        assert setup.store.statistics().pending == 0
+        assert setup.store.pending == 0
         setup.clock.now += 1
 
     assert await cancel_at_every_await(work, nothing_is_lost, how=how) >= 1
@@ -317,7 +322,7 @@ async def test_r46_the_background_task_cancelled_at_any_await_writes_the_rest(
             await setup.store.run()
 
     async def all_is_written() -> None:
-        assert setup.store.statistics().pending == 0
+        assert setup.store.pending == 0
         assert str(setup.clock.now).encode() in [answer.value for answer in await setup.found()]
         setup.clock.now += 1
 
@@ -344,6 +349,35 @@ async def test_r8_the_event_loop_is_not_blocked_by_the_disk(setup: Setup, monkey
             await setup.store.flush()
             tasks.cancel_scope.cancel()
     assert turns >= 10
+
+
+async def test_r46_who_is_cancelled_does_not_wait_for_the_disk(setup: Setup) -> None:
+    setup.put(b"1")
+    await setup.store.flush()
+    with closing(sqlite3.connect(setup.path, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        setup.put(b"2")
+        started = time.monotonic()
+        with anyio.move_on_after(0.05):
+            await setup.store.flush()
+        assert time.monotonic() - started < 1
+        other.execute("ROLLBACK")
+    assert setup.store.pending == 1
+    await setup.store.flush()
+    assert await setup.keys() == [b"1", b"2"]
+
+
+async def test_r8_the_store_needs_no_thread_of_the_tools(setup: Setup) -> None:
+    limiter = anyio.to_thread.current_default_thread_limiter()
+    before, limiter.total_tokens = limiter.total_tokens, 1
+    try:
+        async with limiter:
+            setup.put(b"1")
+            with anyio.fail_after(5):
+                await setup.store.flush()
+    finally:
+        limiter.total_tokens = before
+    assert setup.store.written == 1
 
 
 def test_a_store_can_be_made_outside_of_an_event_loop(tmp_path: Path) -> None:

@@ -53,18 +53,6 @@ class StoredAnswer:
     age_s: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class CacheStoreStatistics:
-    """The figures since the start of the process."""
-
-    name: str
-    pending: int
-    """Answers that are not written yet."""
-    written: int
-    failures: int
-    """Times that the file could not be read or written."""
-
-
 class CacheStore:
     """See the module. No method raises.
 
@@ -77,14 +65,15 @@ class CacheStore:
     def __init__(
         self, path: str | os.PathLike[str], *, max_bytes: int = 50_000_000, wall_clock: Callable[[], float] = time.time
     ) -> None:
-        self.name = "answers"
         self._path = Path(path).expanduser()
         self._max_bytes = max_bytes
         self._wall_clock = wall_clock
         self._pending: dict[_Name, _Answer] = {}
         self._wake = anyio.Event()
         self._one_thread = anyio.CapacityLimiter(1)
-        self._written = self._failures = 0
+        self.written = 0
+        self.failures = 0
+        """Times that the file could not be read or written."""
         self._failing = False
 
     def put(self, namespace: str, key: bytes, value: bytes, *, keep_s: float) -> None:
@@ -117,7 +106,7 @@ class CacheStore:
         batch = list(self._pending.items())
         if not batch or not await self._in_thread(lambda database: self._write(database, batch)):
             return
-        self._written += len(batch)
+        self.written += len(batch)
         for name, written in batch:
             if self._pending.get(name) is written:
                 del self._pending[name]
@@ -130,13 +119,12 @@ class CacheStore:
                 raise Unhealthy("answers are not kept: the file cannot be read or written")
             return "answers are kept"
 
-        return Check(name=self.name, probe=probe, critical=False)
+        return Check(name="answers", probe=probe, critical=False)
 
-    def statistics(self) -> CacheStoreStatistics:
-        """A snapshot of the figures."""
-        return CacheStoreStatistics(
-            name=self.name, pending=len(self._pending), written=self._written, failures=self._failures
-        )
+    @property
+    def pending(self) -> int:
+        """Answers that are not written yet."""
+        return len(self._pending)
 
     def _write(self, database: sqlite3.Connection, batch: Iterable[tuple[_Name, _Answer]]) -> bool:
         database.executemany(_PUT, [(*name, *answer) for name, answer in batch])
@@ -150,7 +138,7 @@ class CacheStore:
                 self._with_database, work, abandon_on_cancel=True, limiter=self._one_thread
             )
         except Exception as error:  # noqa: BLE001 - a disk can fail in any way; see the module
-            self._failures += 1
+            self.failures += 1
             self._report(error)
             return None
         self._report(None)

@@ -309,7 +309,10 @@ class ReliableServer(MCPServer[AppT], Generic[AppT]):
         from .fallback import ToolFallback  # here, because a server may have none
 
         if self._cache is not None:
-            declared = declared.completed(self._cache)
+            try:
+                declared = declared.completed(self._cache)
+            except ValueError as error:
+                raise ValueError(f"The tool {told.name!r} and the server's settings do not fit: {error}") from None
         other = None
         if declared.function is not None:
             threaded = self._in_thread(declared.function, f"The fallback of the tool {told.name!r}")
