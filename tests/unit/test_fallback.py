@@ -315,6 +315,22 @@ async def test_r48_while_the_breaker_is_open_stale_answers_are_served_and_the_de
     assert outcomes(server) == {"ok": 1, "fallback": 20}
 
 
+async def test_r48_tasks_of_a_tool_that_are_refused_at_the_same_time_are_a_failed_dependency(era: Era) -> None:
+    upstream = Upstream()
+
+    @tool(read_only=True, fallback=stale_cache(ttl_s=0))
+    async def weather() -> Weather:
+        async with anyio.create_task_group() as tasks:
+            for _ in range(3):
+                tasks.start_soon(upstream.degrees)
+        return Weather(town="Ulm", degrees=1)
+
+    async with Client(make(weather), mode=era) as client:
+        await client.call_tool("weather", {})
+        upstream.break_down()
+        assert provenance(await client.call_tool("weather", {}))["stale"] is True
+
+
 @virtual_time
 async def test_r44_a_tool_that_hangs_is_stopped_in_time_for_the_stale_answer(era: Era) -> None:
     upstream = Upstream()

@@ -16,7 +16,15 @@ from mcp.server.mcpserver.exceptions import (
 )
 from mcp_types import TextContent
 from pydantic import BaseModel, ValidationError
-from reliability.errors import DeadlineExceeded, Overloaded, ReliabilityError, ShuttingDown, ToolFailure
+from reliability.errors import (
+    CircuitOpen,
+    DeadlineExceeded,
+    DependencyFailed,
+    Overloaded,
+    ReliabilityError,
+    ShuttingDown,
+    ToolFailure,
+)
 from reliability.masking import (
     ERROR_META,
     failed_result,
@@ -169,6 +177,12 @@ def test_r4_several_failures_of_a_task_group_stay_together_and_are_masked() -> N
     group = ExceptionGroup(SECRET, [ToolFailure(SECRET), ValueError(SECRET)])
     found = raised_in(tool_errors, wrapped(UnexpectedToolError("Error executing tool x"), group))
     assert SECRET not in public_text(public_error(found, "The tool 'x'"), "r-1")
+
+
+def test_r48_tasks_whose_dependencies_all_fail_are_a_failed_dependency() -> None:
+    failures = [CircuitOpen("a", retry_after_s=1), DependencyFailed("b", "B is down.")]
+    group = ExceptionGroup("unhandled errors in a TaskGroup", failures)
+    assert raised_in(tool_errors, wrapped(UnexpectedToolError("Error executing tool x"), group)) is failures[0]
 
 
 @pytest.mark.parametrize("scope", [tool_errors, resource_errors, prompt_errors])

@@ -21,7 +21,7 @@ from mcp.server.mcpserver.exceptions import (
 from mcp_types import CallToolResult, TextContent
 from pydantic import ValidationError
 
-from .errors import ReliabilityError, ToolFailure
+from .errors import DependencyError, ReliabilityError, ToolFailure
 
 ERROR_META = "reliability/error"
 """Key in a failed result's `_meta`: the kind, whether and when to retry, and the reference."""
@@ -119,13 +119,19 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> ToolFailure:
 
 def _raise_original(wrapper: BaseException) -> None:
     cause = wrapper.__cause__ or wrapper
-    while isinstance(cause, BaseExceptionGroup) and len(cause.exceptions) == 1:
+    while isinstance(cause, BaseExceptionGroup) and _is_as_good_as_one(cause):
         cause = cause.exceptions[0]
     if isinstance(cause, ToolError | ResourceError) and not isinstance(
         cause, UnexpectedToolError | UnexpectedResourceError
     ):
         raise ToolFailure(str(cause)) from cause
     raise cause from cause.__cause__
+
+
+def _is_as_good_as_one(group: BaseExceptionGroup[BaseException]) -> bool:
+    """Tasks that ask at the same time fail at the same time: the breaker refuses all of them at once."""
+    found = group.exceptions
+    return len(found) == 1 or all(isinstance(error, DependencyError) for error in found)
 
 
 def _problems(error: ValidationError) -> str:
