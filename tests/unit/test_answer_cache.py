@@ -43,7 +43,9 @@ async def search(
 
 def make(store: CacheStore | None = None, *, max_output_bytes: int = 1000, **config: Any) -> AnswerCache:
     tool = Tool.from_function(search, structured_output=False)
-    return AnswerCache(tool, CacheConfig(**config), timeout_s=25, max_output_bytes=max_output_bytes, store=store)
+    made = AnswerCache(tool, CacheConfig(**config), timeout_s=25, max_output_bytes=max_output_bytes, store=store)
+    made.cache.clock = FakeClock()
+    return made
 
 
 def key(arguments: dict[str, Any], **params: Any) -> bytes | None:
@@ -226,7 +228,7 @@ async def test_r51_a_question_to_one_client_is_not_the_answer_of_another() -> No
 async def test_r51_no_success_in_the_background_is_told_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     cache = make(ttl_s=0, revalidate_s=60)
     await cache.fetch(known_key(), Work(success("one")))
-    cache.cache.clock = FakeClock(cache.cache.clock() + 1)
+    cache.cache.clock = FakeClock(1001)
     caplog.set_level(logging.INFO)
     assert said(await cache.fetch(known_key(), Work(CallToolResult(content=[], is_error=True))))[0] == "one"
     await anyio.wait_all_tasks_blocked()
