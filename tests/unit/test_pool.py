@@ -223,6 +223,44 @@ async def test_r35_a_connection_that_comes_in_the_moment_in_which_the_time_runs_
     assert (pool.statistics().timeouts, pool.statistics().lent) == (0, 2)
 
 
+async def test_r44_a_limit_that_follows_from_a_deadline_is_told_in_milliseconds() -> None:
+    pool, server = make()
+    server.takes_s["open"] = 100
+    with pytest.raises(DependencyTimeout) as caught, deadline(1.23456):
+        await hold(pool)
+    assert caught.value.limit_s == 1.111
+
+
+async def test_r34_for_each_that_waits_one_connection_is_opened_and_no_more() -> None:
+    pool, server = make(max_connections=5)
+    server.takes_s["open"] = 1
+    async with anyio.create_task_group() as tasks:
+        for _ in range(3):
+            tasks.start_soon(hold, pool, 3)
+            await settled()
+    assert server.steps == ["open"] * 3
+
+
+async def test_r34_one_that_is_being_checked_is_not_opened_as_well() -> None:
+    pool, server = make(max_connections=5, check_after_idle_s=1)
+    server.takes_s["check"] = 1
+    await hold(pool)
+    await anyio.sleep(2)
+    async with anyio.create_task_group() as tasks:
+        for _ in range(2):
+            tasks.start_soon(hold, pool, 3)
+            await settled()
+    assert server.steps == ["open", "check", "open"]
+
+
+async def test_r35_nobody_waits_for_a_connection_that_is_being_closed_while_one_may_be_opened() -> None:
+    pool, server = make(max_connections=2)
+    server.takes_s["close"] = 3
+    await hold(pool, then="broken")
+    await hold(pool)
+    assert asyncio.get_running_loop().time() == 1000
+
+
 # R35: cancellation.
 
 
@@ -285,6 +323,19 @@ async def test_r35_a_connection_given_to_a_borrower_in_the_moment_of_its_cancell
         await served.wait()
     await asyncio.wait([first, second])
     assert (pool.statistics().in_use, pool.statistics().idle) == (0, 1)
+
+
+async def test_r35_a_borrower_that_is_cancelled_in_the_moment_of_a_failure_ends_as_cancelled() -> None:
+    pool, _ = make(max_connections=1)
+    async with pool.connection():
+        borrower = asyncio.ensure_future(hold(pool))
+        await settled()
+        closing = asyncio.ensure_future(pool.close())
+        await asyncio.sleep(0)
+        borrower.cancel()
+        await asyncio.wait([borrower])
+    assert borrower.cancelled()
+    await closing
 
 
 # R37 and R38: giving back.
@@ -481,7 +532,8 @@ async def test_r43_an_opening_that_hangs_is_ended_by_its_own_limit() -> None:
     server.takes_s["open"] = 1000
     with pytest.raises(DependencyTimeout) as caught:
         await hold(pool)
-    assert (caught.value.limit_s, asyncio.get_running_loop().time(), pool.size) == (3, 1003, 0)
+    assert (caught.value.dependency, caught.value.limit_s) == ("db", 3)
+    assert (asyncio.get_running_loop().time(), pool.size) == (1003, 0)
 
 
 @pytest.mark.parametrize("error", [ValueError("password=secret"), asyncio.CancelledError()])
@@ -494,6 +546,7 @@ async def test_r52_an_unexpected_failure_to_connect_is_masked_and_logged(
         await hold(pool)
     assert [record.message for record in caplog.records] == ["connecting failed unexpectedly"]
     assert caplog.records[0].exc_info
+    assert vars(caplog.records[0])["pool"] == "db"
 
 
 async def test_r55_when_nothing_is_left_to_wait_for_everybody_is_told_at_once() -> None:
@@ -517,6 +570,17 @@ async def test_r55_while_other_connections_work_a_failure_to_open_one_more_ends_
             await anyio.sleep(1)
             assert not waiter.done()
         assert await waiter is first
+
+
+async def test_r55_while_another_connection_works_opening_one_more_is_tried_again() -> None:
+    pool, server = make(max_connections=2)
+    async with pool.connection():
+        server.fails["open"] = DependencyFailed("db", "Too many connections.")
+        waiter = asyncio.ensure_future(hold(pool))
+        await anyio.sleep(0.05)
+        server.fails.clear()
+        assert await waiter
+    assert asyncio.get_running_loop().time() == pytest.approx(1000.1)
 
 
 async def test_r59_after_a_failure_connecting_is_tried_again_after_growing_waits() -> None:
@@ -600,7 +664,7 @@ async def test_r40_what_is_in_use_after_the_limit_is_closed_when_it_is_given_bac
     pool, server = make()
     borrower = asyncio.ensure_future(hold(pool, 60, then="dirty"))
     await settled()
-    await pool.close(5)
+    await pool.close()
     assert (asyncio.get_running_loop().time(), server.open_now) == (1005, 1)
     await borrower
     await settled()
@@ -682,6 +746,47 @@ async def test_r42_the_dependencys_name_stands_in_errors_where_the_pool_has_its_
         error = await failure_of(hold(pool))
     assert isinstance(error, DependencyError)
     assert (error.dependency, pool.statistics().name) == ("db", "db.writer")
+
+
+async def test_r42_every_count_goes_on() -> None:
+    pool, server = make(max_connections=1, max_waiting=0, acquire_timeout_s=1)
+    for _ in range(2):
+        await hold(pool, then="broken")
+        server.fails["open"] = DependencyFailed("db", "It refuses.")
+        await failure_of(hold(pool))
+        server.fails.clear()
+        server.takes_s["open"] = 2
+        await failure_of(hold(pool))
+        await anyio.sleep(2)
+        async with pool.connection():
+            await failure_of(hold(pool))
+        pool._idle[-1].connection.usable = False
+        await anyio.sleep(2)
+        server.takes_s.clear()
+    found = pool.statistics()
+    assert (found.lent, found.refused, found.timeouts, found.waited) == (4, 2, 2, 6)
+    assert (found.opened, found.open_failures, found.closed) == (4, 2, 4)
+    assert found.wait_total_s == pytest.approx(2)
+
+
+async def test_r42_why_a_connection_is_not_used_again_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    pool, server = make()
+    server.fails["reset"] = OSError("gone")
+    await hold(pool, then="dirty")
+    await settled()
+    assert caplog.messages == ["connection lost"]
+    logged = vars(caplog.records[0])
+    assert (logged["pool"], logged["error"]) == ("db", "OSError('gone')")
+
+
+async def test_r39_there_is_one_timer_however_many_connections() -> None:
+    pool, _ = make()
+    async with pool.connection():
+        timer = pool._upkeep_timer
+        await hold(pool)
+        assert timer is not None
+        assert pool._upkeep_timer is timer
 
 
 @pytest.mark.parametrize(
