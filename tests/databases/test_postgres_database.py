@@ -249,13 +249,22 @@ async def test_of_two_transactions_that_wait_for_each_other_one_gives_way(notes:
     assert failures(notes) == 0
 
 
-async def test_the_schema_is_made_once_by_whoever_comes_first(postgres: PostgresServer, administrator: Any) -> None:
+async def test_the_schema_is_made_by_whoever_comes_first(postgres: PostgresServer, administrator: Any) -> None:
     await administrator.execute("DROP TABLE IF EXISTS notes")
     databases = [make(postgres.dsn) for _ in range(6)]
     found = await asyncio.gather(*(titles(database) for database in databases))
     assert found == [[]] * 6
     for database in databases:
         await database.__aexit__(None, None, None)
+
+
+async def test_a_database_that_was_emptied_has_its_schema_again_on_a_new_connection(
+    notes: PostgresDatabase, administrator: Any
+) -> None:
+    await administrator.execute("DROP TABLE notes")
+    await administrator.execute(SESSIONS.replace("pid, state, query", "pg_terminate_backend(pid)"))
+    await until(lambda: not notes._writers._idle[-1].connection.usable)
+    assert await titles(notes) == []
 
 
 async def test_a_wrong_schema_is_logged_and_masked(postgres: PostgresServer, caplog: pytest.LogCaptureFixture) -> None:

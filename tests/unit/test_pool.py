@@ -697,6 +697,18 @@ async def test_r40_closing_twice_changes_nothing() -> None:
     await pool.close()
 
 
+async def test_r40_a_closed_pool_can_be_opened_again() -> None:
+    pool, server = make(keep_idle=0, max_idle_s=10)
+    await hold(pool)
+    await pool.close()
+    pool.open()
+    await hold(pool)
+    assert server.steps == ["open", "close", "open"]
+    await anyio.sleep(20)
+    assert (pool.size, server.open_now) == (0, 0), "the upkeep goes on, too"
+    await pool.close()
+
+
 async def test_r40_a_closed_pool_leaves_no_timer_behind() -> None:
     pool, server = make()
     await hold(pool)

@@ -345,6 +345,18 @@ async def test_r40_closing_ends_the_threads_and_tidies_up(path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["notes.db"]
 
 
+def test_r40_a_database_can_be_entered_again_in_another_event_loop(path: Path) -> None:
+    database = make(path)
+
+    async def one_life(number: int) -> None:
+        async with database:
+            await database.execute(INSERT, str(number))
+            assert len(await titles(database)) == number
+
+    for number in (1, 2, 3):
+        asyncio.run(one_life(number))
+
+
 async def test_r47_a_thread_that_hangs_does_not_keep_the_process_from_ending(path: Path) -> None:
     script = f"""
 import asyncio, sys, time

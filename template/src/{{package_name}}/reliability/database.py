@@ -68,7 +68,9 @@ C = TypeVar("C", bound=Connection)
 
 
 class Database:
-    """Base of both databases: an async context manager that closes the pools. It connects when it is first used.
+    """Base of both databases: an async context manager that closes the pools, and may be entered again.
+
+    It connects when it is first used.
 
     Args:
         dependency: Guards every operation; has no bulkhead, because the pools are one.
@@ -85,6 +87,8 @@ class Database:
         self._current: ContextVar[Transaction | None] = ContextVar("transaction", default=None)
 
     async def __aenter__(self) -> Self:
+        for each in self.pools:
+            each.open()
         return self
 
     async def __aexit__(

@@ -196,6 +196,11 @@ class Pool(Generic[C]):
         finally:
             self._release(member)
 
+    def open(self) -> None:
+        """Lend again after `close`, if in another event loop; a new pool is open."""
+        self._closed = False
+        self._empty = asyncio.Event()
+
     async def close(self, timeout_s: float = 5) -> None:
         """Refuse borrowers, wake those that wait, and give those that borrow `timeout_s` seconds to end (R40).
 
@@ -204,6 +209,7 @@ class Pool(Generic[C]):
         self._closed = True
         if self._upkeep_timer is not None:
             self._upkeep_timer.cancel()
+            self._upkeep_timer = None
         for waiter in self._live_waiters():
             waiter.set_exception(ShuttingDown())
         while self._idle:

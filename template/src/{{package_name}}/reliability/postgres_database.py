@@ -24,7 +24,7 @@ _NOTICES_DISCONNECTION = 14
 _NOTICE_MS = 1000
 """A cancellation that overtakes its query is lost. Then the connection is closed, and the server is to notice that."""
 _SCHEMA_LOCK = 7_320_115
-"""Any number: servers that start at the same time make the schema one after the other."""
+"""Any number: connections that are opened at the same time make the schema one after the other."""
 _CHANGES = ("INSERT", "UPDATE", "DELETE", "MERGE")
 _RULES = {"23502": "not null", "23503": "foreign key", "23505": "unique", "23514": "check"}
 _CONSTRAINT = "23"
@@ -54,8 +54,7 @@ class PostgresDatabase(Database):
         dependency: Guards every operation; its name is the database's, and the `application_name` on the server.
         dsn: `postgresql://user:password@host:5432/database`; never shown.
         limits: See `PoolLimits`.
-        schema: Statements for the first connection of the process, which do no harm when repeated:
-            `CREATE TABLE IF NOT EXISTS ...`.
+        schema: Statements for each new connection that do no harm when repeated: `CREATE TABLE IF NOT EXISTS ...`.
     """
 
     def __init__(self, dependency: Dependency, dsn: str, *, limits: PoolLimits | None = None, schema: str = "") -> None:
@@ -87,7 +86,6 @@ class PostgresDatabase(Database):
         if self._schema:
             lock = f"SELECT pg_advisory_xact_lock({_SCHEMA_LOCK})"
             await connection.execute(f"BEGIN; {lock};\n{self._schema}\n; COMMIT")
-            self._schema = ""
 
 
 class _Connection:
