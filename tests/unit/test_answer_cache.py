@@ -186,10 +186,11 @@ def test_r49_a_new_token_of_the_same_client_finds_its_answers(signed_in: Any) ->
 async def test_r51_a_success_is_remembered_and_labelled_when_it_is_served_again() -> None:
     cache, work = make(), Work(success("one"))
     first = await cache.fetch(known_key(), work)
+    cache.cache.clock = FakeClock(1007)
     second = await cache.fetch(known_key(), work)
     assert (said(first), said(second), work.runs) == (["one"], ["one"], 1)
     assert first.meta is None
-    assert (second.meta or {})[META] == {"source": "cache", "stale": False, "age_s": 0.0}
+    assert (second.meta or {})[META] == {"source": "cache", "stale": False, "age_s": 7.0}
 
 
 @pytest.mark.parametrize(
@@ -245,11 +246,12 @@ async def test_r51_everything_of_an_answer_is_remembered() -> None:
     cache = make()
     await cache.fetch(known_key(), Work(answer))
     assert cache.cache.statistics().bytes < 210  # what is not there takes no room
+    cache.cache.clock = FakeClock(1007)
     again = await cache.fetch(known_key(), Work())
     assert isinstance(again, CallToolResult)
     assert again.content == answer.content
     assert again.structured_content == answer.structured_content
-    assert again.meta == {**(answer.meta or {}), META: {"source": "cache", "stale": False, "age_s": 0.0}}
+    assert again.meta == {**(answer.meta or {}), META: {"source": "cache", "stale": False, "age_s": 7.0}}
 
 
 async def test_r50_whatever_stands_in_for_a_failure_is_called_stale(tmp_path: Path) -> None:
