@@ -54,6 +54,29 @@ with Upstream() as upstream:
 """
 
 
+EXTREMES = """
+from annotated_types import Ge, Gt, Le
+from my_server.app import create_server
+from my_server.settings import Settings
+
+BESIDE = {
+    ("breaker_window_calls", 1): {"breaker_min_calls": 1},
+    ("breaker_min_calls", 10_000): {"breaker_window_calls": 10_000},
+    ("cache_max_stale_s", 0): {"cache_ttl_s": 0},
+    ("cache_ttl_s", 604_800): {"cache_max_stale_s": 604_800},
+}
+VALUE = {Ge: lambda bound: bound.ge, Gt: lambda bound: bound.gt + 1e-9, Le: lambda bound: bound.le}
+tried = 0
+for name, field in Settings.model_fields.items():
+    for bound in field.metadata:
+        if type(bound) in VALUE:
+            value = VALUE[type(bound)](bound)
+            create_server(Settings.model_validate({name: value, **BESIDE.get((name, value), {})}))
+            tried += 1
+print(tried)
+"""
+
+
 def test_ruff_finds_nothing_in_any_project(every_pair: list[Path]) -> None:
     run(sys.executable, "-m", "ruff", "check", "--no-cache", *every_pair)
     run(sys.executable, "-m", "ruff", "format", "--check", "--no-cache", *every_pair)
@@ -113,6 +136,12 @@ def test_the_documented_settings_are_the_real_ones(every_pair: list[Path]) -> No
     assert len(different) >= 10
     for project in different.values():
         check_documented_settings(project)
+
+
+@pytest.mark.parametrize("storage", ["sqlite", "postgres"])
+def test_every_setting_can_be_as_small_and_as_large_as_it_says(render: Renderer, storage: str) -> None:
+    project = render(preset="full", storage=storage)
+    assert int(run(sys.executable, "-c", EXTREMES, env={**os.environ, "PYTHONPATH": str(project / "src")})) > 50
 
 
 def check_documented_settings(project: Path) -> None:
