@@ -6,6 +6,8 @@ import gzip
 import json
 import subprocess
 import sys
+import time
+import tracemalloc
 import zlib
 from datetime import UTC, datetime, timedelta, timezone
 from email.utils import format_datetime
@@ -161,9 +163,9 @@ async def test_parameters_are_added_to_those_of_the_url() -> None:
 async def test_every_method_has_a_name(method: str) -> None:
     upstream = Upstream()
     async with client(upstream) as http:
-        await getattr(http, method)("items")
-        await http.request(method, "items")
-    assert upstream.asked == [f"{method.upper()} {BASE}/items"] * 2
+        await getattr(http, method)("items", params={"a": 1})
+        await http.request(method, "items", params={"a": 1})
+    assert upstream.asked == [f"{method.upper()} {BASE}/items?a=1"] * 2
 
 
 @pytest.mark.parametrize(
@@ -232,7 +234,7 @@ async def test_without_a_base_url_the_clients_headers_go_to_every_server() -> No
 async def test_r4_a_request_that_cannot_be_sent_is_the_callers_mistake(options: Any) -> None:
     upstream, api = Upstream(), dependency()
     async with client(upstream, dependency=api) as http:
-        with pytest.raises(ToolFailure) as caught:
+        with pytest.raises(ToolFailure, match=r"^The (header|request)|^Out of range") as caught:
             await http.post("items", **options)
     assert upstream.requests == []
     assert api.statistics().totals.calls == 0
@@ -308,6 +310,21 @@ async def test_r59_retry_after_is_seconds_or_a_date_and_has_a_limit(
     assert caught.value.retry_after_s == (seconds if seconds is None else pytest.approx(seconds))
 
 
+@pytest.mark.skipif(not hasattr(time, "tzset"), reason="there is no time zone to set")
+async def test_r59_a_date_without_a_zone_is_in_utc_wherever_the_server_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        date = format_datetime(datetime.fromtimestamp(NOW + 90, UTC).replace(tzinfo=None))
+        async with client(Upstream(httpx2.Response(503, headers={"retry-after": date}))) as http:
+            with pytest.raises(HttpStatusError) as caught:
+                await http.get("items")
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert caught.value.retry_after_s == pytest.approx(90)
+
+
 @pytest.mark.parametrize(
     ("raised", "error", "text", "retryable"),
     [
@@ -333,7 +350,7 @@ async def test_r55_transport_errors_are_failures_of_the_dependency(
         with pytest.raises(error, match=text) as caught:
             await http.get("items")
     assert type(caught.value) is error
-    assert caught.value.retryable is retryable
+    assert (caught.value.dependency, caught.value.retryable) == ("api", retryable)
     assert SECRET not in str(caught.value)
     assert api.statistics().totals.failures == (0 if error is DependencyBusy else 1)
 
@@ -507,17 +524,18 @@ async def test_r7_a_redirect_to_where_it_must_not_go_is_the_dependencys_failure(
         with pytest.raises(DependencyFailed, match=text) as caught:
             await http.get("items")
     assert len(upstream.requests) == 1
-    assert not caught.value.retryable
+    assert (caught.value.dependency, caught.value.retryable) == ("api", False)
+    assert str(caught.value).startswith("The dependency 'api' redirected to ")
     assert api.statistics().totals.failures == 1
 
 
 async def test_r7_redirects_have_a_limit() -> None:
     upstream = Upstream(redirect("/again"))
     async with client(upstream, limits=HttpLimits(max_redirects=3)) as http:
-        with pytest.raises(DependencyFailed, match="redirected more than 3 times") as caught:
+        with pytest.raises(DependencyFailed, match=r"^The dependency 'api' redirected more than 3 times\.$") as caught:
             await http.get("items")
     assert len(upstream.requests) == 4
-    assert not caught.value.retryable
+    assert (caught.value.dependency, caught.value.retryable) == ("api", False)
 
 
 async def test_as_many_redirects_as_the_limit_says_are_followed() -> None:
@@ -591,10 +609,24 @@ async def test_r7_a_body_over_the_limit_or_out_of_order_is_the_dependencys_failu
     stream, answer = body(*pieces, content_encoding=encoding)
     api = dependency()
     async with client(Upstream(answer), dependency=api, limits=HttpLimits(max_body_bytes=limit)) as http:
-        with pytest.raises(DependencyFailed, match=text):
+        with pytest.raises(DependencyFailed, match=text) as caught:
             await http.get("items")
+    assert caught.value.dependency == "api"
     assert (stream.taken, stream.is_closed) == (taken, True)
     assert api.statistics().totals.failures == 1
+
+
+async def test_r7_what_a_packed_body_would_become_is_never_held() -> None:
+    bomb = gzip.compress(bytes(50_000_000))
+    _, answer = body(bomb, content_encoding="gzip")
+    async with client(Upstream(answer), limits=HttpLimits(max_body_bytes=100_000)) as http:
+        tracemalloc.start()
+        try:
+            with pytest.raises(DependencyFailed, match="more than 100000 bytes"):
+                await http.get("items")
+            assert tracemalloc.get_traced_memory()[1] < 1_000_000
+        finally:
+            tracemalloc.stop()
 
 
 def response(content: bytes = b"", status: int = 200, **headers: str) -> HttpResponse:
@@ -641,6 +673,8 @@ def test_r51_a_body_is_decoded_as_a_type() -> None:
         (response(b'{"name": "s3cret"}'), r"not as expected \(prices: missing\)"),
         (response(b"s3cret"), r"not as expected \(as a whole: json_invalid\)"),
         (response(b'{"name": "a", "prices": []}', 404), r"status 404 \(Not Found\)"),
+        (response(b"{}", 300), r"status 300 \(Multiple Choices\)"),
+        (response(b"{}", 199), r"status 199 \(unknown\)"),
         (response(b"", 302), r"status 302 \(Found\)"),
         (response(b"", 700), r"status 700 \(unknown\)"),
     ],

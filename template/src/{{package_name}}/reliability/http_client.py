@@ -46,6 +46,7 @@ _OUR_HEADERS = {
 """Where a message ends, and whom it is for, is not for the caller to say."""
 _HARMLESS_HEADERS = {*_DEFAULT_HEADERS, "accept-language", "content-type"}
 """All that goes along to another server after a redirect: any other header may hold a key."""
+_BODY_HEADERS = {"content-length", "content-type"}
 _CLOSE_S = 1.0
 
 
@@ -321,9 +322,7 @@ def _redirected(request: httpx2.Request, status: int, target: httpx2.URL) -> htt
     headers = {
         name: value
         for name, value in request.headers.items()
-        if name not in {"host", "content-length"}
-        and (name != "content-type" or not is_get)
-        and (name in _HARMLESS_HEADERS or not is_foreign)
+        if (name in _HARMLESS_HEADERS or not is_foreign) and not (name in _BODY_HEADERS and is_get)
     }
     method, body = ("GET", b"") if is_get else (request.method, request.content)
     return httpx2.Request(method, target, headers=headers, content=body or None)
