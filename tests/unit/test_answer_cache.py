@@ -318,6 +318,20 @@ async def test_r50_no_more_is_restored_than_is_kept(tmp_path: Path) -> None:
     assert (cache.cache.statistics().entries, cache.cache.statistics().evictions) == (2, 0)
 
 
+def test_r50_every_change_of_a_tools_schemas_makes_another_kind_of_answers() -> None:
+    async def fewer(query: str) -> str:
+        raise NotImplementedError
+
+    async def listed(query: str) -> list[str]:
+        raise NotImplementedError
+
+    versions = [(search, False), (search, True), (fewer, False), (listed, True)]
+    tools = [Tool.from_function(function, "search", structured_output=how) for function, how in versions]
+    caches = [AnswerCache(tool, CacheConfig(), timeout_s=25, max_output_bytes=1, store=None) for tool in tools]
+    assert len({cache._namespace for cache in caches}) == 4
+    assert {cache._namespace.split()[0] for cache in caches} == {"search"}
+
+
 async def test_r49_two_limits_of_the_output_are_two_kinds_of_answers(tmp_path: Path) -> None:
     store = CacheStore(tmp_path / "answers.db")
     await make(store, max_output_bytes=1000).fetch(known_key(), Work(success("one")))
