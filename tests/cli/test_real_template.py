@@ -83,5 +83,6 @@ def test_every_choice_can_be_given(real: Real) -> None:
             if option["name"] == "preset":
                 continue
             name = f"{option['name'].replace('_', '-')}-{number}"
-            real("new", name, "--yes", "--no-lock", "--no-git", "--data", f"{option['name']}={choice}")
+            given = ("--preset", "full", "--data", f"{option['name']}={choice}")
+            real("new", name, "--yes", "--no-lock", "--no-git", *given)
             assert recorded(Path(name))[option["name"]] == ([choice] if option["multiple"] else choice)
