@@ -601,6 +601,16 @@ async def test_r38_sessions_that_the_server_ends_are_replaced(postgres: Postgres
     assert load.others == []
 
 
+async def test_r55_a_session_that_ends_within_a_part_of_a_transaction_is_a_broken_connection(
+    notes: PostgresDatabase, administrator: Any
+) -> None:
+    with pytest.raises(ConnectionBroken):
+        async with notes.transaction() as transaction, transaction.transaction() as part:
+            await administrator.execute(SESSIONS.replace("pid, state, query", "pg_terminate_backend(pid)"))
+            await part.execute(INSERT, "a")
+    assert (failures(notes), await titles(notes)) == (1, [])
+
+
 async def test_r38_idle_sessions_that_the_server_ended_cost_no_error(
     notes: PostgresDatabase, administrator: Any
 ) -> None:

@@ -500,6 +500,18 @@ async def test_r38_a_cancelled_transaction_is_rolled_back(notes: SqliteDatabase)
     assert (await titles(notes), closed(notes)) == ([], 0)
 
 
+async def test_r38_a_cancelled_part_undoes_the_whole_transaction(notes: SqliteDatabase) -> None:
+    with pytest.raises(RuntimeError, match="this transaction is undone"):
+        async with notes.transaction() as transaction:
+            await transaction.execute(INSERT, "a")
+            with anyio.CancelScope() as scope:
+                asyncio.get_running_loop().call_later(0.05, scope.cancel)
+                async with transaction.transaction() as part:
+                    await part.fetch_all(ENDLESS)
+            assert scope.cancelled_caught
+    assert await titles(notes) == []
+
+
 async def test_r43_the_dependencys_limit_ends_a_statement(path: Path) -> None:
     async with make(path, attempt_timeout_s=0.5) as database:
         await connect(database)
@@ -617,8 +629,11 @@ async def test_a_full_disk_is_a_failure_and_the_connection_goes_on(notes: Sqlite
     with pytest.raises(DependencyFailed, match="no room left"):
         async with notes.transaction() as transaction:
             await transaction.execute(INSERT, "y" * 200_000)
+    with pytest.raises(DependencyFailed, match="no room left"):
+        async with notes.transaction() as transaction, transaction.transaction() as part:
+            await part.execute(INSERT, "z" * 200_000)
     assert await notes.execute(INSERT, "small") == 1
-    assert (await titles(notes), closed(notes), failures(notes)) == (["small"], 0, 2)
+    assert (await titles(notes), closed(notes), failures(notes)) == (["small"], 0, 3)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="file sizes are limited on POSIX")

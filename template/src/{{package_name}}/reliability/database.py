@@ -12,7 +12,7 @@ Placeholders are `$1`, `$2`, ...; portable values are None, bool, int, float, st
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeAlias, TypeVar
@@ -26,51 +26,27 @@ T = TypeVar("T")
 Row: TypeAlias = dict[str, Any]
 
 
-class Queries(Protocol):
-    """What a database and a transaction have in common.
-
-    Raises:
-        ConstraintViolated: A statement breaks a rule of the schema.
-        DependencyError: The database did not do its part; see `errors`.
-        Exception: The driver's own, for a statement that is wrong: the author's mistake, masked for the client.
-    """
-
-    async def fetch_all(self, sql: str, *args: Any) -> list[Row]:
-        """Every row."""
-
-    async def fetch_one(self, sql: str, *args: Any) -> Row | None:
-        """The first row; None without any."""
-
-    async def execute(self, sql: str, *args: Any) -> int:
-        """The number of rows that were inserted, updated or deleted."""
-
-    def transaction(self) -> AbstractAsyncContextManager[Queries]:
-        """All or nothing of the body: an exception, or a cancellation, undoes it."""
-
-
 class Connection(pool.Connection, Protocol):
-    """What a driver's connection must do. Raises as `Queries` does."""
+    """What a driver's connection must do, beside what the pool asks of it; with the errors of `Database`."""
 
-    async def fetch_all(self, sql: str, *args: Any) -> list[Row]:
-        """Every row."""
+    async def fetch_all(self, sql: str, *args: Any) -> list[Row]: ...
 
-    async def fetch_one(self, sql: str, *args: Any) -> Row | None:
-        """The first row."""
+    async def fetch_one(self, sql: str, *args: Any) -> Row | None: ...
 
-    async def execute(self, sql: str, *args: Any) -> int:
-        """The number of rows that changed."""
+    async def execute(self, sql: str, *args: Any) -> int: ...
 
     async def begin(self, *, read_only: bool) -> None:
         """Begin a transaction; leaving it without `COMMIT` is undone by `reset`."""
 
 
-C = TypeVar("C", bound=Connection)
-
-
 class Database:
     """Base of both databases: an async context manager that closes the pools, and may be entered again.
 
-    It connects when it is first used.
+    It connects when it is first used. Its methods, and those of its transactions, raise
+
+    - `ConstraintViolated`: a statement breaks a rule of the schema;
+    - `DependencyError`: the database did not do its part, or is left alone; see `errors`;
+    - the driver's own error for a statement that is wrong: the author's mistake, masked for the client.
 
     Args:
         dependency: Guards every operation; has no bulkhead, because the pools are one.
@@ -149,7 +125,10 @@ class Database:
                         raise
                     foreign = error
         if foreign is not None:
-            raise foreign
+            try:
+                raise foreign
+            finally:
+                del foreign  # its traceback holds this frame
 
 
 class Transaction:
@@ -161,6 +140,8 @@ class Transaction:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._failed = False
+        self.lost = False
+        """Whether undoing a part is not enough: it was cancelled, or the database failed."""
         self.ended = False
 
     async def __aenter__(self) -> Self:
@@ -189,15 +170,15 @@ class Transaction:
     async def transaction(self) -> AsyncIterator[Transaction]:
         """A part that is undone alone when its body raises; a cancellation undoes the whole."""
         await self.execute("SAVEPOINT part")
+        part = Transaction(self._connection)
         try:
-            async with Transaction(self._connection) as part:
+            async with part:
                 yield part
-        except Exception:
-            await self.execute("ROLLBACK TO SAVEPOINT part")
-            await self.execute("RELEASE SAVEPOINT part")
-            raise
-        except BaseException:
-            self._failed = True
+        except BaseException as error:
+            self.lost = self._failed = part.lost or not isinstance(error, Exception)
+            if not self.lost:
+                await self.execute("ROLLBACK TO SAVEPOINT part")
+                await self.execute("RELEASE SAVEPOINT part")
             raise
         await self.execute("RELEASE SAVEPOINT part")
 
@@ -207,8 +188,9 @@ class Transaction:
         self._refuse_when_failed()
         try:
             return await run(*args)
-        except BaseException:
+        except BaseException as error:
             self._failed = True
+            self.lost = isinstance(error, DependencyError) or not isinstance(error, Exception)
             raise
 
     def _refuse_when_failed(self) -> None:

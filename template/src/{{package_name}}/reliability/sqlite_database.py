@@ -317,7 +317,7 @@ class _Connection:
         mode = self._raw.execute("PRAGMA journal_mode = WAL").fetchone()[0]
         if mode != "wal":
             logger.warning("no WAL on this file system", extra={"database": self._file.name, "mode": mode})
-        self._raw.execute("PRAGMA synchronous = NORMAL")
+        self._raw.execute("PRAGMA synchronous = NORMAL")  # a power cut may undo the latest changes, and damages nothing
         self._raw.execute("PRAGMA foreign_keys = ON")
         self._raw.executescript(self._file.schema)
         self._raw.execute(f"PRAGMA query_only = {not self._writes}")
