@@ -160,27 +160,14 @@ class Pipeline:
                 result = await (work() if always_admit or _place.get() else self._admit(work))
             outcome = outcome_of(result)
             return result
-        except DeadlineExceeded:
-            outcome = Outcome.TIMEOUT
-            raise
-        except Overloaded:
-            outcome = Outcome.REJECTED
-            raise
-        except (ToolFailure, MCPError, ResourceNotFoundError):
-            outcome = Outcome.TOOL_ERROR
-            raise
         except asyncio.CancelledError as error:
             if is_cancelled(error):
                 outcome = Outcome.CANCELLED
                 raise
             logger.exception("call failed unexpectedly")
             raise RuntimeError("something that the call awaited was cancelled") from error
-        except DependencyError as error:  # no traceback: while it is down, this is every call
-            logger.warning("dependency failed", extra=_about(error))
-            outcome = Outcome.TIMEOUT if isinstance(error, DependencyTimeout) else Outcome.ERROR
-            raise
-        except Exception:
-            logger.exception("call failed unexpectedly")
+        except Exception as error:
+            outcome = _outcome_of_failure(error)
             raise
         finally:
             self._running.remove(limit)
@@ -203,8 +190,21 @@ class Pipeline:
             self._give_back(place)
 
 
-def _about(error: DependencyError) -> dict[str, object]:
-    return {"dependency": error.dependency, "kind": error.kind, "text": error.text, "cause": repr(error.__cause__)}
+def _outcome_of_failure(error: Exception) -> Outcome:
+    """How a call that raised counts; what its author did not foresee is logged."""
+    match error:
+        case DeadlineExceeded():
+            return Outcome.TIMEOUT
+        case Overloaded():
+            return Outcome.REJECTED
+        case ToolFailure() | MCPError() | ResourceNotFoundError():
+            return Outcome.TOOL_ERROR
+        case DependencyError(dependency=dependency, kind=kind, text=text):
+            about = {"dependency": dependency, "kind": kind, "text": text, "cause": repr(error.__cause__)}
+            logger.warning("dependency failed", extra=about)  # no traceback: while it is down, this is every call
+            return Outcome.TIMEOUT if isinstance(error, DependencyTimeout) else Outcome.ERROR
+    logger.error("call failed unexpectedly", exc_info=error)
+    return Outcome.ERROR
 
 
 def overdue_check(pipeline: Pipeline) -> Check:
