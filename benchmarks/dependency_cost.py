@@ -1,8 +1,8 @@
 """What everything around one successful call of a dependency costs: run with Python alone, no server is needed.
 
 Beside it, the stack that a user would put together: stamina for retries, interlock-cb as the breaker, a semaphore as
-the bulkhead and `asyncio.timeout` as the limit of the attempt. Both run inside one deadline of a request, taking turns; the fastest turn of each counts,
-because that is the one that other work on the machine disturbed least.
+the bulkhead and `asyncio.timeout` as the limit of the attempt. All run inside one deadline of a request, taking turns;
+the fastest turn of each counts, because that is the one that other work on the machine disturbed least.
 """
 
 from __future__ import annotations
