@@ -238,6 +238,28 @@ async def test_r46_nobody_joins_work_that_is_being_cancelled() -> None:
     assert some.in_flight == 0
 
 
+async def test_r46_nobody_joins_what_is_being_cancelled_because_its_last_follower_left() -> None:
+    some, cleaned_up = flights(), anyio.Event()
+
+    async def slow_to_end() -> str:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await cleaned_up.wait()
+        raise AssertionError
+
+    async with anyio.create_task_group() as tasks:
+        first, follower = (Caller(tasks, lambda: some.run("key", slow_to_end)) for _ in range(2))
+        await settled()
+        first.scope.cancel()
+        await settled()
+        follower.scope.cancel()
+        await settled()
+        assert await some.run("key", lambda: _value("new")) == "new"
+        cleaned_up.set()
+
+
 async def test_r46_one_that_is_slow_to_end_does_not_end_its_successor() -> None:
     some, cleaned_up, work = flights(), anyio.Event(), Work("new")
 
