@@ -23,6 +23,6 @@ def fit_to_terminal(config: Path, columns: int) -> None:
         if not name.startswith("_") and isinstance(question, dict):
             words = str(question.get("help", name)).split()
             # Copier puts a mark before the first line, and the answer below the last one.
-            lines = textwrap.wrap(" ".join(words), max(columns - _MARGIN, 20))
+            lines = textwrap.wrap(" ".join(words), max(columns - _MARGIN, 20), break_on_hyphens=False)
             question |= {"help": "\n  ".join(lines), "qmark": "?"}
     config.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
