@@ -45,20 +45,20 @@ class Node(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def generated(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Render a preset, each once; without git, Copier renders what is there, and not the latest tag."""
+def generated(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Render a preset, with other answers if any; without git Copier renders what is there, and not the latest tag."""
     template = tmp_path_factory.mktemp("template")
     shutil.copy(root / "copier.yml", template)
     shutil.copytree(root / "template", template / "template", ignore=shutil.ignore_patterns("__pycache__", ".*_cache"))
     target = tmp_path_factory.mktemp("generated")
 
-    def generate(preset: str) -> Path:
-        destination = target / preset
+    def generate(preset: str, **answers: str) -> Path:
+        destination = target / "-".join([preset, *answers.values()])
         if not destination.exists():
             copier.run_copy(
                 str(template),
                 destination,
-                data={"preset": preset},
+                data={"preset": preset, **answers},
                 defaults=True,
                 overwrite=True,
                 quiet=True,
@@ -70,15 +70,16 @@ def generated(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
 
 
 @pytest.fixture(scope="session")
-def console_script(generated: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Install the preset "full" in an environment of its own, which borrows the dependencies of this one."""
+def console_script(generated: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Install the preset "full", without a database, in an environment that borrows the dependencies of this one."""
     directory = tmp_path_factory.mktemp("installed") / "venv"
     venv.create(directory)
     bin_directory = directory / ("Scripts" if os.name == "nt" else "bin")
     python = bin_directory / Path(sys.executable).name
     own = Path(sysconfig.get_path("purelib", vars={"base": str(directory), "platbase": str(directory)}))
     (own / "borrowed.pth").write_text(f"{sysconfig.get_path('purelib')}\n{sysconfig.get_path('platlib')}\n")
-    run(python, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation", generated("full"))
+    project = generated("full", storage="none")
+    run(python, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation", project)
     return bin_directory / f"my-server{sysconfig.get_config_var('EXE') or ''}"
 
 

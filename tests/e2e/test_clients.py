@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
     from tests.e2e.conftest import Node
 
-TOOLS = {"health-check", "get-metrics", "save_note"}
+TOOLS = (
+    {"health-check", "get-metrics", "save_note", "ask_api"}
+    | {"test-api", "load_openapi", "ingest_logs", "explain_failure", "make_repro"}
+    | {"audit-project", "file-metrics", "git-churn", "test-mapping"}
+)
 
 
 @pytest.fixture(scope="module")
