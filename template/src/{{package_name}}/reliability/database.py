@@ -29,11 +29,14 @@ Row: TypeAlias = dict[str, Any]
 class Connection(pool.Connection, Protocol):
     """What a driver's connection must do, beside what the pool asks of it; with the errors of `Database`."""
 
-    async def fetch_all(self, sql: str, *args: Any) -> list[Row]: ...
+    async def fetch_all(self, sql: str, *args: Any) -> list[Row]:
+        """Every row."""
 
-    async def fetch_one(self, sql: str, *args: Any) -> Row | None: ...
+    async def fetch_one(self, sql: str, *args: Any) -> Row | None:
+        """The first row."""
 
-    async def execute(self, sql: str, *args: Any) -> int: ...
+    async def execute(self, sql: str, *args: Any) -> int:
+        """The number of rows that changed."""
 
     async def begin(self, *, read_only: bool) -> None:
         """Begin a transaction; leaving it without `COMMIT` is undone by `reset`."""

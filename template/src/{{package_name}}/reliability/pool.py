@@ -34,7 +34,7 @@ _SHARE_OF_DEADLINE = 0.9
 
 
 def limited_by_deadline(limit_s: float) -> float:
-    """A limit in seconds that ends before the surrounding deadline does, but not before an author's own cancel scope."""
+    """The limit, in seconds, or less: before the surrounding deadline, but not before an author's own cancel scope."""
     left_s = max(remaining_s(), expires_at() - asyncio.get_running_loop().time())
     return min(limit_s, left_s * _SHARE_OF_DEADLINE)
 
