@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.http.conftest import Server
-    from tests.support_proxy import Fault, FaultProxy
+    from tests.support_proxy import Fault, FaultProxy, Wire
 
 pytestmark = pytest.mark.anyio
 
@@ -121,6 +121,35 @@ async def test_r47_every_fault_ends_in_time_as_the_right_error_and_nothing_is_lo
         assert (await client.get("items")).status == 200
         await flat(client, proxy, connections=1)
     await flat(client, proxy, connections=0)
+
+
+async def stale(wire: Wire, piece: bytes) -> None:
+    """The server closes a connection after its first answer, and the next request is on its way already."""
+    if wire.sent_bytes:
+        wire.reset()
+    else:
+        await wire.send(piece)
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "POST", "PUT", "DELETE"])
+async def test_a_kept_connection_that_turns_out_dead_is_replaced_for_what_only_reads(
+    method: str, server: Server, proxy: FaultProxy
+) -> None:
+    proxy.fault = stale
+    dependency = api()
+    async with client_of(proxy.port, dependency=dependency) as client:
+        async with anyio.create_task_group() as tasks:
+            for _ in range(3):
+                tasks.start_soon(client.get, "slow/0.05")
+        assert (proxy.accepted, client.statistics().idle_connections) == (3, 3)
+        if method in {"GET", "HEAD", "OPTIONS"}:
+            assert (await client.request(method, "items", idempotent=False)).status == 200
+            assert (proxy.accepted, dependency.statistics().totals.failures) == (4, 0)
+            await flat(client, proxy, connections=1)
+        else:
+            with pytest.raises(ConnectionBroken):
+                await client.request(method, "items")
+            assert (proxy.accepted, dependency.statistics().totals.failures) == (3, 1)
 
 
 async def test_r47_a_server_that_is_gone_is_an_error_at_once(server: Server, proxy: FaultProxy) -> None:

@@ -15,6 +15,7 @@ import socket
 import ssl
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -36,6 +37,10 @@ _RESOLVING_THREADS = 32
 """A look-up cannot be cancelled: a name server that hangs holds as many, and then look-ups are refused."""
 _QUEUE_TIMEOUT_S = 60.0
 _ADDRESSES_TRIED = 4
+_ONLY_READ = {"GET", "HEAD", "OPTIONS"}
+
+_opened: ContextVar[list[str]] = ContextVar("opened_for_this_request")
+"""Names of the servers that a connection was opened to; empty while a request uses one that was kept."""
 
 
 class AddressNotAllowed(httpcore2.ConnectError):
@@ -73,7 +78,23 @@ class CheckedTransport(httpx2.AsyncBaseTransport):
         return len(connections), sum(connection.is_idle() for connection in connections)
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Send a request; its errors are those of `httpcore2`."""
+        """Send a request; its errors are those of `httpcore2`.
+
+        A server may close a connection that is kept at any moment, also while a request is on its way to it. What only
+        reads is sent again then, without further ado; it ends at a connection that is new.
+        """
+        while True:
+            opened: list[str] = []
+            token = _opened.set(opened)
+            try:
+                return await self._send(request)
+            except (httpcore2.ReadError, httpcore2.WriteError, httpcore2.RemoteProtocolError):
+                if opened or request.method not in _ONLY_READ:
+                    raise
+            finally:
+                _opened.reset(token)
+
+    async def _send(self, request: httpx2.Request) -> httpx2.Response:
         url = request.url
         answer = await self._pool.handle_async_request(
             httpcore2.Request(
@@ -123,6 +144,7 @@ class _CheckedNetwork(httpcore2.AsyncNetworkBackend):
         """Connect to one of the host's addresses, all within `timeout` seconds."""
         ends_at = anyio.current_time() + (math.inf if timeout is None else timeout)
         addresses = await self._addresses(host, port, ends_at)
+        _opened.get().append(host)
         while True:
             address = addresses.pop(0)
             share_s = (ends_at - anyio.current_time()) / (len(addresses) + 1)
