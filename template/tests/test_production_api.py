@@ -182,6 +182,16 @@ async def test_faults_can_be_rehearsed() -> None:
         assert running.upstream.requests == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("API_URL", "http://a.example.com:99999"), ("API_URL", "http://0x7f.1"), ("API_TOKEN", "a b")]
+)
+def test_what_cannot_be_asked_is_refused_at_the_start(name: str, value: str) -> None:
+    with ServerProcess(TRANSPORTS[0], {name: value}, hostile=False) as server:
+        assert server.exit_code(within_s=30) == 2
+        (line,) = server.stderr().splitlines()
+        assert f"_{name}=" in line
+
+
 def test_a_rehearsal_is_refused_in_production() -> None:
     with ServerProcess(TRANSPORTS[0], {"CHAOS": "api: error"}, hostile=False) as server:
         assert server.exit_code(within_s=30) == 2

@@ -102,5 +102,9 @@ def test_a_root_may_begin_at_home(root: Path, monkeypatch: pytest.MonkeyPatch) -
     assert AllowedPaths(["~/root"], setting="ALLOWED_ROOTS").resolve("~/root/deep") == root / "deep"
 
 
+def test_r7_the_home_of_nobody_is_not_there(paths: AllowedPaths) -> None:
+    assert refusal(paths, "~nobody-has-this-name/x") == "There is no '~nobody-has-this-name/x'."
+
+
 def test_r7_a_refusal_shows_no_endless_path(paths: AllowedPaths) -> None:
     assert len(refusal(paths, "x" * 100_000)) < 300

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -14,11 +14,17 @@ from reliability.configuration import (
     ConfigurationError,
     EnvironmentSettings,
     PostgresUrl,
+    Token,
+    UserPath,
+    UserPaths,
     WebAddress,
     at_most,
     load_settings,
     unknown_variables,
 )
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 LIKE_AN_ADDRESS = "it must be like https://api.example.com/v1, without user, query and fragment"
 
@@ -37,6 +43,9 @@ class Settings(EnvironmentSettings):
     other_key: SecretStr | None = Field(default=None, min_length=8)
     api_url: WebAddress = "https://api.example.com"
     database_url: PostgresUrl = SecretStr("postgresql://localhost/x")
+    token: Token | None = None
+    file: UserPath | None = None
+    roots: UserPaths = Field(default=[])
     window: int = Field(10, ge=1, le=100)
     minimum: Annotated[int, at_most("window")] = Field(5, ge=1, le=100, validate_default=True)
 
@@ -62,6 +71,32 @@ def test_what_is_no_address_is_refused_with_an_example(monkeypatch: pytest.Monke
     assert complaints(monkeypatch, API_URL=address) == [
         f"MY_SERVER_API_URL={address!r} is not valid: {LIKE_AN_ADDRESS}."
     ]
+
+
+@pytest.mark.parametrize("token", [" ", "two words", "line\nbreak", "caf\u00e9"])
+def test_a_token_that_no_header_can_hold_is_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch, token: str) -> None:
+    sentence = "it must be letters, digits and signs of ASCII, without spaces and line breaks"
+    assert complaints(monkeypatch, TOKEN=token) == [f"MY_SERVER_TOKEN=(hidden) is not valid: {sentence}."]
+
+
+def test_a_path_may_begin_with_the_home_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("MY_SERVER_FILE", "~/a.db")
+    monkeypatch.setenv("MY_SERVER_ROOTS", "~, /srv")
+    settings = load_settings(Settings)
+    assert (settings.file, settings.roots) == (tmp_path / "a.db", [str(tmp_path), "/srv"])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("FILE", "~nobody-has-this-name/a.db", "it begins with '~', and there is no such home directory"),
+        ("FILE", ":memory:", "it must be a file"),
+        ("ROOTS", "/srv,~nobody-has-this-name", "it begins with '~', and there is no such home directory"),
+    ],
+)
+def test_a_path_that_cannot_be_one_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str, why: str) -> None:
+    assert complaints(monkeypatch, **{name: value}) == [f"MY_SERVER_{name}={value!r} is not valid: {why}."]
 
 
 @pytest.mark.parametrize(

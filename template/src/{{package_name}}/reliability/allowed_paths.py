@@ -44,7 +44,10 @@ class AllowedPaths:
         shown = repr(path[:_SHOWN_CHARACTERS])
         if "\0" in path:
             raise PathNotAllowed(f"{shown} is no path.")
-        real = Path(os.path.realpath(self._roots[0] / Path(path).expanduser()))
+        try:
+            real = Path(os.path.realpath(self._roots[0] / Path(path).expanduser()))
+        except RuntimeError:  # `~name`, and nobody has that name
+            raise PathNotAllowed(f"There is no {shown}.") from None
         roots = self._real_roots()
         if not any(real.is_relative_to(root) for root in roots):
             raise PathNotAllowed(f"{shown} is outside of what {self._setting} allows: {', '.join(map(str, roots))}.")

@@ -9,6 +9,7 @@ import json
 import os
 import re
 from contextlib import suppress
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, SecretStr, ValidationError, ValidationInfo
@@ -70,6 +71,32 @@ def _postgres_url(text: SecretStr) -> SecretStr:
 
 PostgresUrl = Annotated[SecretStr, AfterValidator(_postgres_url)]
 """A setting that is the address of a PostgreSQL database; it may hold a password."""
+
+
+def _token(text: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"[\x21-\x7e]+", text.get_secret_value()):
+        raise ValueError("it must be letters, digits and signs of ASCII, without spaces and line breaks")
+    return text
+
+
+Token = Annotated[SecretStr, AfterValidator(_token)]
+"""A setting that is sent in a header, as proof of who asks."""
+
+
+def _user_path(path: Path) -> Path:
+    if str(path) == ":memory:":
+        raise ValueError("it must be a file")
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError("it begins with '~', and there is no such home directory") from None
+
+
+UserPath = Annotated[Path, AfterValidator(_user_path)]
+"""A setting that is a path; `~` is the home directory."""
+
+UserPaths = Annotated[CommaSeparated, AfterValidator(lambda paths: [str(_user_path(Path(path))) for path in paths])]
+"""A setting that is a list of such paths."""
 
 
 def _chaos_plan(text: str, others: ValidationInfo) -> str:
