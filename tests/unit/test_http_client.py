@@ -648,11 +648,15 @@ def test_the_text_of_a_body_follows_its_declared_characters(content: bytes, cont
     assert response(content, content_type=content_type).text == text
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"<html>", b"\xff\xfe", b"[" * 100_000, b"1" * 5000])
+@pytest.mark.parametrize("content", [b"", b"{", b"<html>", b"\xff\xfe", b"[" * 100_000, b"1" * 5000, rb'"\ud800"'])
 def test_r51_a_body_that_is_not_json_is_the_dependencys_failure(content: bytes) -> None:
     with pytest.raises(DependencyFailed, match="'api' answered with a body that is not JSON") as caught:
         response(content).json()
     assert not caught.value.retryable
+
+
+def test_a_json_body_may_begin_with_a_byte_order_mark() -> None:
+    assert response(b'\xef\xbb\xbf{"a": [1.5, null]}').json() == {"a": [1.5, None]}
 
 
 class Item(BaseModel):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import email.utils
 import functools
-import json
 import re
 import zlib
 from collections.abc import AsyncGenerator, Mapping
@@ -71,9 +71,13 @@ class HttpResponse:
         Raises:
             DependencyFailed: It is something else.
         """
+        from pydantic_core import from_json
+
         try:
-            return json.loads(self.content)
-        except (ValueError, RecursionError):
+            return from_json(
+                self.content.removeprefix(codecs.BOM_UTF8)
+            )  # stricter than `json`: no halves of characters
+        except ValueError:
             raise self._unexpected("a body that is not JSON") from None
 
     def decode(self, model: type[T]) -> T:
