@@ -132,11 +132,17 @@ def test_any_other_environment_may_rehearse(environment: str) -> None:
 
 
 def test_it_is_announced_loudly(caplog: pytest.LogCaptureFixture) -> None:
-    parsed("api: error@0.5; *: hang").announce()
+    parsed("api: error@0.5; *: hang").announce(["api"])
     assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2
     assert {record.message for record in caplog.records} == {"CHAOS IS ON: calls fail on purpose"}
     assert [vars(record)["dependency"] for record in caplog.records] == ["api", "*"]
     assert "error=0.5" in vars(caplog.records[0])["faults"]
+
+
+def test_a_name_that_no_dependency_has_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    parsed("api: error; hosts/a.example.com: hang; apo: error").announce(["hosts", "api"])
+    (told,) = [vars(record) for record in caplog.records if "no dependency" in record.message]
+    assert (told["dependency"], told["known"]) == ("apo", "api, hosts")
 
 
 # To whom it happens.

@@ -13,7 +13,7 @@ import functools
 import logging
 import random
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import anyio
@@ -86,10 +86,17 @@ class Chaos:
         if environment.strip().lower() == "production":
             raise ValueError("chaos is on, and the environment is 'production': turn one of them off.")
 
-    def announce(self) -> None:
-        """Say in the log, so that nobody can miss it, what is going to fail."""
+    def announce(self, dependencies: Collection[str]) -> None:
+        """Say in the log, so that nobody can miss it, what is going to fail, and what is not because it is not there.
+
+        Args:
+            dependencies: The names of all dependencies and groups.
+        """
         for name, faults in self.faults.items():
             logger.warning("CHAOS IS ON: calls fail on purpose", extra={"dependency": name, "faults": str(faults)})
+            if not {name, name.partition("/")[0]} & {_EVERY_OTHER, *dependencies}:
+                known = ", ".join(sorted(dependencies))
+                logger.warning("no dependency has the name in chaos", extra={"dependency": name, "known": known})
 
     def of(self, dependency: str) -> Callable[[], Awaitable[None]] | None:
         """What to await before each call of `dependency`; None where nothing happens.

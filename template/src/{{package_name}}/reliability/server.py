@@ -391,7 +391,7 @@ class ReliableServer(MCPServer[AppT], Generic[AppT]):
     async def _run_lifespan(self, _: MCPServer[AppT]) -> AsyncIterator[AppT]:
         async with self._open(self) as app, anyio.create_task_group() as background:
             if self._chaos is not None:
-                self._chaos.announce()
+                self._chaos.announce([part.name for part in self.parts.of("dependency")])
             background.start_soon(self.health.run)
             if self._fallbacks:
                 background.start_soon(self._serve_fallbacks)
