@@ -18,6 +18,7 @@ from reliability.errors import (
     DependencyTimeout,
     ShuttingDown,
 )
+from reliability.logs import log_context
 from reliability.pool import Pool, PoolLimits
 
 from tests.unit.fake_connections import FakeConnection, FakeServer
@@ -339,6 +340,21 @@ async def test_r35_a_borrower_that_is_cancelled_in_the_moment_of_a_failure_ends_
 
 
 # R37 and R38: giving back.
+
+
+async def test_r36_a_connection_is_lent_to_the_body_of_an_async_with_and_in_no_other_way() -> None:
+    pool, server = make()
+    with pytest.raises(ValueError, match="of the body"):
+        async with pool.connection() as connection:
+            assert (connection.is_open, pool.statistics().in_use) == (True, 1)
+            raise ValueError("of the body")
+    assert (pool.statistics().in_use, pool.statistics().idle) == (0, 1)
+    lending = {name for name in dir(pool) if not name.startswith("_") and callable(getattr(pool, name))}
+    assert lending == {"connection", "open", "close", "statistics"}
+    with pytest.raises(TypeError):
+        await pool.connection()  # type: ignore[misc]
+    assert pool.statistics().in_use == 0
+    assert server.steps == ["open"]
 
 
 async def test_r37_a_loan_can_be_used_once() -> None:
@@ -672,13 +688,41 @@ async def test_r40_what_is_in_use_after_the_limit_is_closed_when_it_is_given_bac
 
 
 async def test_r40_a_connection_that_comes_up_after_the_close_is_closed() -> None:
-    pool, server = make()
-    server.takes_s["open"] = 2
+    server = FakeServer()
+
+    async def connect() -> FakeConnection:
+        with cleanup(5):  # as a library that does not let itself be cancelled
+            await anyio.sleep(2)
+        return await server.connect()
+
+    pool = Pool("db", connect, PoolLimits())
     borrower = asyncio.ensure_future(failure_of(hold(pool)))
     await settled()
     await pool.close()
     assert isinstance(await borrower, ShuttingDown)
-    assert (len(server.connections), server.open_now, pool.size) == (1, 0, 0)
+    assert (server.open_now, pool.size) == (0, 0)
+
+
+@pytest.mark.parametrize("state", ["connecting", "waiting to connect again"])
+async def test_r40_closing_does_not_wait_for_a_connection_that_nobody_wants_any_more(state: str) -> None:
+    pool, server = make()
+    if state == "connecting":
+        server.takes_s["open"] = 4
+    else:
+        server.fails["open"] = DependencyFailed("db", "Down.")
+        await failure_of(hold(pool))
+    borrower = asyncio.ensure_future(failure_of(hold(pool)))
+    await settled()
+    started = anyio.current_time()
+    await pool.close()
+    assert anyio.current_time() - started == 0
+    assert isinstance(await borrower, ShuttingDown)
+    assert (server.open_now, pool.size) == (0, 0)
+    pool.open()
+    server.takes_s.clear()
+    server.fails.clear()
+    await hold(pool)
+    await pool.close()
 
 
 async def test_r40_closing_runs_to_its_end_when_it_is_cancelled() -> None:
@@ -748,6 +792,22 @@ async def test_r42_a_connection_that_is_held_for_long_is_logged_once(caplog: pyt
     assert (held["pool"], 10 < held["held_s"] <= 12) == ("db", True)
     await hold(pool, 60)
     assert len(caplog.records) == 2
+
+
+async def test_r42_the_warning_names_the_call_that_holds_the_connection() -> None:
+    pool, _ = make(long_hold_s=10)
+    warned: list[object] = []
+    handler = logging.Handler()
+    handler.emit = lambda _: warned.append(log_context.get()["request_id"])  # type: ignore[method-assign]
+    logging.getLogger("reliability.pool").addHandler(handler)
+    try:
+        for request, seconds in (("opens it", 1.0), ("holds it", 60.0), ("comes later", 1.0)):
+            token = log_context.set({"request_id": request})
+            await asyncio.ensure_future(hold(pool, seconds))
+            log_context.reset(token)
+    finally:
+        logging.getLogger("reliability.pool").removeHandler(handler)
+    assert warned == ["holds it"]
 
 
 async def test_r42_the_dependencys_name_stands_in_errors_where_the_pool_has_its_own() -> None:

@@ -14,6 +14,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
+from contextvars import Context, copy_context
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -127,7 +128,8 @@ class _Member(Generic[C]):
     expires_at: float
     since: float
     """When it was lent, or became idle."""
-    warned: bool = False
+    holder: Context | None = None
+    """The borrower's, for the warning that names its call; None when that was given, or nobody borrows."""
 
 
 class Pool(Generic[C]):
@@ -160,6 +162,7 @@ class Pool(Generic[C]):
         self._random = random
         self._lent: set[_Member[C]] = set()
         self._idle: list[_Member[C]] = []  # the last in is the first out: what nobody needs grows old
+        self._opening: set[anyio.CancelScope] = set()
         self._chores: dict[asyncio.Task[_Member[C] | None], bool] = {}  # whether it will supply a connection
         self._waiting: list[asyncio.Future[_Member[C]]] = []
         self._closed = False
@@ -191,9 +194,11 @@ class Pool(Generic[C]):
             ShuttingDown: The pool is closed.
         """
         member = await self._acquire()
+        member.holder = copy_context()
         try:
             yield member.connection
         finally:
+            member.holder = None
             self._release(member)
 
     def open(self) -> None:
@@ -214,6 +219,8 @@ class Pool(Generic[C]):
             waiter.set_exception(ShuttingDown())
         while self._idle:
             self._begin(self._close(self._idle.pop()))
+        for opening in self._opening:  # nobody wants what it would open
+            opening.cancel()
         with cleanup(timeout_s, what=f"Closing the pool {self.name!r}"):
             while self.size:
                 self._empty.clear()
@@ -270,7 +277,7 @@ class Pool(Generic[C]):
         raise self._busy(f"none came free within {limit_s:.3g} s")
 
     def _lend(self, member: _Member[C], now: float) -> _Member[C]:
-        member.since, member.warned = now, False
+        member.since = now
         self._lent.add(member)
         self._counts["lent"] += 1
         return member
@@ -345,14 +352,26 @@ class Pool(Generic[C]):
             elif self.size < self.limits.max_connections:
                 self._begin(self._supply(None), supplies=True)
 
-    async def _supply(self, rested: _Member[C] | None) -> _Member[C]:
-        """The connection that was idle for long, if it gives a sign of life; otherwise a new one in its place."""
+    async def _supply(self, rested: _Member[C] | None) -> _Member[C] | None:
+        """The connection that was idle for long, if it gives a sign of life; otherwise a new one in its place.
+
+        None if the pool was closed meanwhile.
+        """
         if rested is not None:
             if self._fit(rested, self._clock()) and await self._succeeds(
                 rested.connection.check, self.limits.cleanup_timeout_s
             ):
                 return rested
             await self._close(rested)
+        with anyio.CancelScope() as opening:
+            self._opening.add(opening)
+            try:
+                return await self._open()
+            finally:
+                self._opening.remove(opening)
+        return None
+
+    async def _open(self) -> _Member[C]:
         await anyio.sleep(max(0.0, self._reconnect_at - self._clock()))
         with anyio.fail_after(self.limits.connect_timeout_s):
             connection = await self._connect()
@@ -406,7 +425,7 @@ class Pool(Generic[C]):
 
     def _arm_upkeep(self) -> None:
         if self._upkeep_timer is None and not self._closed:
-            self._upkeep_timer = asyncio.get_running_loop().call_later(_UPKEEP_S, self._upkeep)
+            self._upkeep_timer = asyncio.get_running_loop().call_later(_UPKEEP_S, self._upkeep, context=Context())
 
     def _upkeep(self) -> None:
         """Close what nobody needs (R39) and warn of what is held for long (R42), as long as there is anything."""
@@ -419,8 +438,9 @@ class Pool(Generic[C]):
                 self._idle.remove(member)
                 self._begin(self._close(member))
         for member in self._lent:
-            if now - member.since > self.limits.long_hold_s and not member.warned:
-                member.warned = True
-                logger.warning("connection held for long", extra={"pool": self.name, "held_s": now - member.since})
+            if member.holder is not None and now - member.since > self.limits.long_hold_s:
+                about = {"pool": self.name, "held_s": now - member.since}
+                member.holder.run(logger.warning, "connection held for long", extra=about)
+                member.holder = None
         if self.size:
             self._arm_upkeep()

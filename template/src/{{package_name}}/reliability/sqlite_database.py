@@ -312,8 +312,9 @@ class _Connection:
     def _open(self) -> None:
         self._file.path.parent.mkdir(parents=True, exist_ok=True)
         if self._raw is None:
-            path, never = self._file.path, None
-            self._raw = sqlite3.connect(path, _BUSY_TIMEOUT_S, isolation_level=never, check_same_thread=False)
+            self._raw = sqlite3.connect(
+                self._file.path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+            )
         mode = self._raw.execute("PRAGMA journal_mode = WAL").fetchone()[0]
         if mode != "wal":
             logger.warning("no WAL on this file system", extra={"database": self._file.name, "mode": mode})
