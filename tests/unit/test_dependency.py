@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import socket
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -282,7 +284,19 @@ async def test_r43_an_error_beside_the_timeout_is_not_lost_and_counts_once() -> 
 
 
 @both_ways
-@pytest.mark.parametrize("broken", [ConnectionResetError("secret"), TimeoutError("secret"), asyncio.CancelledError()])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        ConnectionResetError("secret"),
+        TimeoutError("secret"),
+        socket.gaierror(socket.EAI_NONAME, "secret"),
+        OSError(errno.ENETUNREACH, "secret"),
+        OSError(errno.EHOSTUNREACH, "secret"),
+        OSError("Multiple exceptions: secret, secret"),
+        asyncio.CancelledError(),
+    ],
+    ids=repr,
+)
 async def test_r55_a_broken_connection_is_a_failure_by_the_name_of_the_dependency(
     ask: Any, broken: BaseException
 ) -> None:
@@ -297,9 +311,10 @@ async def test_r55_a_broken_connection_is_a_failure_by_the_name_of_the_dependenc
 
 
 @both_ways
-async def test_r55_a_foreign_error_passes_unchanged_and_is_counted(ask: Any) -> None:
-    api, error = dependency(), KeyError("x")
-    with pytest.raises(KeyError) as caught:
+@pytest.mark.parametrize("error", [KeyError("x"), FileNotFoundError(errno.ENOENT, "x")], ids=repr)
+async def test_r55_a_foreign_error_passes_unchanged_and_is_counted(ask: Any, error: Exception) -> None:
+    api = dependency()
+    with pytest.raises(type(error)) as caught:
         await ask(api, Failing(error))
     assert caught.value is error
     assert api.statistics().totals == DependencyTotals(calls=1, failures=1)

@@ -13,8 +13,10 @@ that is left alone.
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
 import math
+import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -43,8 +45,10 @@ _SMALLEST_SHARE = 0.1
 """An attempt that gets less than this share of its limit would only burden the dependency."""
 _SHARE_OF_WHAT_IS_SLOW = 0.8
 """An attempt that takes this share of its limit is slow, unless the breaker's configuration says what is."""
-_BROKEN = (ConnectionError, TimeoutError, asyncio.CancelledError)
+_BROKEN = (ConnectionError, TimeoutError, socket.gaierror, asyncio.CancelledError)
 """Errors of a connection that broke: the last one when it was not this task that was cancelled, but the library's."""
+_UNREACHABLE = {errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, None}
+"""Numbers of an `OSError` of a connection that never was; None when no address of several answered."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,7 +260,7 @@ class Attempt(Deadline):
         breaker = self._dependency.breaker
         try:
             super().__exit__(exc_type, exc, traceback)
-            if isinstance(exc, _BROKEN) and not is_cancelled(exc):
+            if exc is not None and _is_broken(exc):
                 raise ConnectionBroken(self._dependency.name, type(exc).__name__) from exc
         except BaseException as error:
             breaker.on_error(self._permit, error)
@@ -269,6 +273,12 @@ class Attempt(Deadline):
     def _expired(self) -> NoReturn:
         self._dependency._timeouts += 1
         raise DependencyTimeout(self._dependency.name, round(self._limit_s, 3)) from None
+
+
+def _is_broken(error: BaseException) -> bool:
+    if isinstance(error, _BROKEN):
+        return not is_cancelled(error)
+    return isinstance(error, OSError) and error.errno in _UNREACHABLE
 
 
 def _is_shielded() -> bool:
