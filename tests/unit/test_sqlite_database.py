@@ -675,6 +675,18 @@ async def test_a_deleted_file_is_noticed_once_and_made_anew(
     assert failures(notes) == 1
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="an open file cannot be deleted there")
+async def test_a_file_that_cannot_be_reached_any_more_is_a_failure(notes: SqliteDatabase, path: Path) -> None:
+    await notes.execute(INSERT, "out of reach")
+    path.parent.rename(path.parent.with_name("away"))
+    path.parent.write_text("This is no directory.")
+    with pytest.raises(DependencyFailed, match="'notes' was deleted or replaced"):
+        await notes.execute(INSERT, "lost")
+    path.parent.unlink()
+    path.parent.with_name("away").rename(path.parent)
+    assert await titles(notes) == ["out of reach"]
+
+
 async def test_a_file_of_another_kind_is_a_failure(path: Path) -> None:
     path.parent.mkdir()
     path.write_text("This is no database. " * 100)

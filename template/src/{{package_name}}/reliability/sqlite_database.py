@@ -126,10 +126,10 @@ class _File:
     """Of the file that was opened last: a connection to any other one is of no use."""
 
     def identity_now(self) -> tuple[int, int]:
-        """Of the file that has this path now."""
+        """Of the file that has this path now, if it can be reached."""
         try:
             found = os.stat(self.path)
-        except FileNotFoundError:
+        except OSError:  # not only "not found": its directory may have become a file, or its file system be lost
             return _NO_FILE
         return found.st_dev, found.st_ino
 
