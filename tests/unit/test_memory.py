@@ -41,9 +41,9 @@ async def test_r69_freed_memory_goes_back_to_the_system(root: Path) -> None:
 def test_freezing_takes_what_exists_out_of_the_collector_and_leaves_it_usable() -> None:
     from reliability.memory import freeze_startup_objects
 
-    assert gc.get_freeze_count() == 0
+    before = gc.get_freeze_count()  # Python 3.12 counts its immortal objects
     try:
         freeze_startup_objects()
-        assert gc.get_freeze_count() > 1000
+        assert gc.get_freeze_count() > before + 1000
     finally:
         gc.unfreeze()
