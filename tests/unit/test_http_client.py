@@ -132,6 +132,21 @@ def redirect(location: str, status: int = 302) -> httpx2.Response:
         ("https://api.test/v1/", "/items", "https://api.test/v1/items"),
         ("https://api.test/v1", "", "https://api.test/v1"),
         ("https://api.test/v1", "https://api.test/other", "https://api.test/other"),
+        ("https://api.test/v1", "a..b/c...?x=../y", "https://api.test/v1/a..b/c...?x=../y"),
+        *(
+            ("https://api.test/v1", url, "")
+            for url in (
+                "..",
+                "../other",
+                "a/../../other",
+                "/a/..",
+                "%2E%2e/other",
+                "a%2f..%2f..%2fb",
+                "a\\..\\b",
+                "..#x",
+                "..?x",
+            )
+        ),
         ("https://api.test/v1", "a:b", ""),
         ("https://api.test/v1", "//evil.test/x", ""),
         ("https://api.test/v1", "https://evil.test/x", ""),

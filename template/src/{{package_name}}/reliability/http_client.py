@@ -36,6 +36,8 @@ _IDEMPOTENT = {"GET", "HEAD", "OPTIONS", "PUT", "DELETE"}
 _METHODS = {*_IDEMPOTENT, "POST", "PATCH"}
 _REDIRECTS = {301, 302, 303, 307, 308}
 _RELATIVE = re.compile(r"(?![a-z][a-z0-9+.-]*:|//)", re.IGNORECASE)
+_UPWARDS = re.compile(r"(^|[/\\]|%2f|%5c)(\.|%2e){2}($|[/\\]|%2f|%5c)", re.IGNORECASE)
+"""A step out of the path of the base URL: what lies beside it is for others, and the key is sent along."""
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e]*")
 _DEFAULT_HEADERS = {"accept": "*/*", "accept-encoding": "gzip", "user-agent": "mcp-server"}
@@ -178,7 +180,7 @@ class HttpClient:
 
         Args:
             method: GET, HEAD, OPTIONS, POST, PUT, PATCH or DELETE.
-            url: With a host, or to be appended to `base_url`.
+            url: With a host, or to be appended to `base_url`; that never leads out of the path of `base_url`.
             options: See `RequestOptions`.
 
         Raises:
@@ -233,6 +235,8 @@ class HttpClient:
     def _absolute(self, url: str) -> str:
         if self._base is None or not _RELATIVE.match(url):
             return url
+        if _UPWARDS.search(re.split("[?#]", url, maxsplit=1)[0]):
+            raise HostNotAllowed("A path must not lead upwards, as '..' does.")
         return f"{str(self._base).rstrip('/')}/{url.lstrip('/')}" if url else str(self._base)
 
     async def _exchange(
@@ -254,8 +258,8 @@ class HttpClient:
 
     async def _send(self, name: str, request: httpx2.Request) -> HttpResponse:
         started = self._clock()
-        left_s = remaining_s()
-        connect_s, read_s = min(self._limits.connect_timeout_s, left_s), min(self._limits.read_timeout_s, left_s)
+        # Not shortened to what is left of a deadline: that one cancels the request, and so does an author's own scope.
+        connect_s, read_s = self._limits.connect_timeout_s, self._limits.read_timeout_s
         request.extensions["timeout"] = {"connect": connect_s, "read": read_s, "write": read_s, "pool": connect_s}
         answer = await self._connected().handle_async_request(request)
         try:
