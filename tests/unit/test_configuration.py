@@ -119,6 +119,25 @@ def test_a_setting_may_be_bounded_by_another(
         assert load_settings(Settings).minimum == 10
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("postgresql://localhost/x", "postgres://u:p%2Fw@[::1]:5432/x", "postgresql:///x?host=/run/postgresql"),
+        *("postgresql://u:p@w@a,b:5433/x?target_session_attrs=primary", "postgresql://"),
+    ],
+)
+def test_the_address_of_a_database_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv("MY_SERVER_DATABASE_URL", address)
+    assert load_settings(Settings).database_url.get_secret_value() == address
+
+
+@pytest.mark.parametrize("address", ["postgresql://u:p@h:port/x", "postgresql://u:hunter/2@h/x", "postgresql://["])
+def test_what_is_no_address_of_a_database_is_refused(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    assert complaints(monkeypatch, DATABASE_URL=address) == [
+        "MY_SERVER_DATABASE_URL=(hidden) is not valid: it must be like postgresql://user:password@host:5432/database."
+    ]
+
+
 def test_no_address_shows_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = complaints(
         monkeypatch, API_URL="https://me:hunter2@a.example.com", DATABASE_URL="mysql://me:hunter2@host/x"

@@ -63,8 +63,16 @@ WebAddress = Annotated[str, AfterValidator(_web_address)]
 """A setting that is the address of an HTTP service, to which paths are added."""
 
 
+_POSTGRES_URL = re.compile(
+    r"postgres(?:ql)?://(?:[^/?#]*@)?(?:{host})?(?:,{host})*(?:[/?#]|$)".format(
+        host=r"(?:\[[^\]@/]+\]|[^@/?#:,\[\]]+)(?::\d{1,5})?"
+    )
+)
+"""Whoever forgets to encode a `/` in the password gets a host that is none."""
+
+
 def _postgres_url(text: SecretStr) -> SecretStr:
-    if not text.get_secret_value().startswith(("postgresql://", "postgres://")):
+    if not _POSTGRES_URL.match(text.get_secret_value()):
         raise ValueError("it must be like postgresql://user:password@host:5432/database")
     return text
 
