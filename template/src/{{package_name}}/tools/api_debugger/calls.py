@@ -13,7 +13,8 @@ from ...reliability.logs import redact
 
 _JSON = {"Content-Type": "application/json"}
 _SECRET_NAME = re.compile(
-    r"auth(?!ors?(_|$))|cookie|token(?!s)|secret|passw|pwd|credential|session|signature|^(api|access|private)?[_-]?key$|-key$",
+    r"auth(?!ors?(_|$))|cookie|token(?!s)|secret|passw|pwd|credential|session|signature|^(sig|pass|jwt|otp)$"
+    r"|^(api|app|access|client|consumer|private|subscription)?[_-]?key$|-key$",
     re.IGNORECASE,
 )
 _SCHEME = re.compile(r"(bearer|basic|token|digest|apikey) ", re.IGNORECASE)
