@@ -252,3 +252,19 @@ async def test_r59_a_server_that_waits_for_people_serves_others() -> None:
         assert text(await client.call_tool("quick", {})) == "done"
     assert outcomes(server, "book") == {"ok": 1}
     assert server.load_shedder.in_flight == 0
+
+
+@ERAS
+async def test_r45_a_call_that_never_ends_is_answered_before_its_client_loses_patience(era: Any) -> None:
+    @tool(title="Never ends", read_only=True)
+    async def endless() -> str:
+        """Wait for nothing."""
+        return await anyio.sleep_forever()
+
+    server = server_of(endless, tool_timeout_s=Limits().tool_timeout_s)
+    async with Client(server, mode=era) as client:
+        started = anyio.current_time()
+        answer = await client.call_tool("endless", read_timeout_seconds=30)
+        assert 24 < anyio.current_time() - started < 26
+    assert isinstance(answer, CallToolResult)
+    assert (answer.meta or {})[ERROR_META]["kind"] == "timeout"
