@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 import anyio
+import psutil
 import pytest
 from reliability import child_processes
 from reliability.child_processes import ProgramResult, run_program
@@ -52,29 +53,26 @@ async def pid_in(path: Path) -> int:
     return int(await anyio.Path(path).read_text())
 
 
-def no_child_is_left() -> bool:
-    try:
-        os.waitpid(-1, os.WNOHANG)
-    except ChildProcessError:
-        return True
-    return False
+def children() -> set[int]:
+    """The processes of this one that run, and those that ended and were not waited for."""
+    return {child.pid for child in psutil.Process().children()}
 
 
 @pytest.fixture(autouse=True)
-async def nothing_left_behind() -> AsyncIterator[None]:
+async def nothing_left_behind() -> AsyncIterator[set[int]]:
     """After every test: no child, no zombie, no descriptor, no task and no place is lost."""
     asyncio.get_running_loop().set_exception_handler(lambda _, context: pytest.fail(str(context)))
-    before = descriptors()
-    yield
-    await all_is_back()
+    before, others = descriptors(), children()  # tests of other folders keep servers
+    yield others
+    await all_is_back(others)
     assert descriptors() <= before
 
 
-async def all_is_back() -> None:
+async def all_is_back(others: set[int]) -> None:
     await until(lambda: not child_processes._alive)
     assert child_processes._places.in_flight == 0
     assert child_processes._places.queued == 0
-    await until(no_child_is_left)
+    await until(lambda: children() <= others)
 
 
 async def test_r8_the_result_has_exit_code_output_and_duration() -> None:
@@ -258,11 +256,11 @@ async def test_r47_a_daemon_that_keeps_the_pipes_open_holds_nobody_up(
 
 @pytest.mark.parametrize("how", CANCELLERS)
 @pytest.mark.parametrize("code", ["pass", "import time; time.sleep(0.3)"])
-async def test_cancelled_at_any_await_nothing_is_lost(how: str, code: str) -> None:
+async def test_cancelled_at_any_await_nothing_is_lost(how: str, code: str, nothing_left_behind: set[int]) -> None:
     before = descriptors()
 
     async def afterwards() -> None:
-        await all_is_back()
+        await all_is_back(nothing_left_behind)
         assert descriptors() <= before
 
     tried = await cancel_at_every_await(
@@ -272,7 +270,9 @@ async def test_cancelled_at_any_await_nothing_is_lost(how: str, code: str) -> No
 
 
 @pytest.mark.parametrize("delay_s", [0, 0.001, 0.005, 0.02, 0.05])
-async def test_cancelled_at_any_moment_nothing_is_lost(tmp_path: Path, delay_s: float) -> None:
+async def test_cancelled_at_any_moment_nothing_is_lost(
+    tmp_path: Path, delay_s: float, nothing_left_behind: set[int]
+) -> None:
     """Cancelled twice, in asyncio's own style, which a shield does not stop: while it starts, runs and is ended."""
     call = asyncio.ensure_future(
         run_program(python(GRANDCHILD, tmp_path / "pid", "child", "hangs"), timeout_s=PATIENCE_S)
@@ -283,7 +283,7 @@ async def test_cancelled_at_any_moment_nothing_is_lost(tmp_path: Path, delay_s: 
     call.cancel()
     await asyncio.wait([call])
     assert call.cancelled()
-    await all_is_back()
+    await all_is_back(nothing_left_behind)
     if (tmp_path / "pid").exists():
         pid = await pid_in(tmp_path / "pid")
         await until(lambda: not is_running(pid))
