@@ -440,6 +440,15 @@ async def test_r44_the_deadline_of_the_call_is_passed_on() -> None:
 
 
 @virtual_time
+async def test_an_authors_own_scope_is_no_limit_of_the_request() -> None:
+    upstream = Upstream()
+    async with client(upstream, dependency=dependency(attempt_timeout_s=9)) as http:
+        with anyio.move_on_after(0.01):
+            await http.get("items")
+    assert upstream.requests[0].extensions["timeout"]["connect"] > 1
+
+
+@virtual_time
 async def test_r44_a_timeout_names_the_limit_that_was_in_force() -> None:
     async with client(Upstream(httpx2.ReadTimeout("x")), dependency=dependency(attempt_timeout_s=2)) as http:
         with pytest.raises(DependencyTimeout, match="within 2 s"):

@@ -14,6 +14,7 @@ The texts of errors hold no path, header or body, because secrets are there.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import re
 import time
@@ -26,7 +27,7 @@ import httpx2
 
 from .allowed_hosts import AllowedHosts
 from .bounds import bounded, check_bounds
-from .deadlines import cleanup, remaining_s
+from .deadlines import cleanup, expires_at
 from .dependency import Dependency
 from .dependency_group import DependencyGroup
 from .errors import HostNotAllowed, ShuttingDown, ToolFailure
@@ -258,8 +259,8 @@ class HttpClient:
 
     async def _send(self, name: str, request: httpx2.Request) -> HttpResponse:
         started = self._clock()
-        # Not shortened to what is left of a deadline: that one cancels the request, and so does an author's own scope.
-        connect_s, read_s = self._limits.connect_timeout_s, self._limits.read_timeout_s
+        left_s = expires_at() - asyncio.get_running_loop().time()  # an author's own scope cancels, and is no timeout
+        connect_s, read_s = min(self._limits.connect_timeout_s, left_s), min(self._limits.read_timeout_s, left_s)
         request.extensions["timeout"] = {"connect": connect_s, "read": read_s, "write": read_s, "pool": connect_s}
         answer = await self._connected().handle_async_request(request)
         try:
