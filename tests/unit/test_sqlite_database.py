@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
+from reliability import sqlite_database
 from reliability.circuit_breaker import CircuitBreakerConfig
 from reliability.deadlines import deadline
 from reliability.dependency import Dependency, DependencyLimits
@@ -737,6 +738,26 @@ async def test_r55_waiting_for_other_borrowers_is_not_the_databases_slowness(pat
             tasks.start_soon(a_read, database)
             await asyncio.sleep(0.15)
         assert dependency.breaker.statistics().slow == before
+
+
+async def test_r38_a_file_that_is_deleted_in_the_moment_of_its_opening_gets_no_changes(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identity_now = sqlite_database._File.identity_now
+    deleted: list[None] = []
+
+    def deleted_once(file: Any) -> tuple[int, int]:
+        if not deleted:
+            deleted.append(path.unlink())
+        return identity_now(file)
+
+    monkeypatch.setattr(sqlite_database._File, "identity_now", deleted_once)
+    async with make(path) as database:
+        with pytest.raises(DependencyFailed, match="was deleted or replaced"):
+            await database.execute("INSERT INTO notes (title) VALUES ('lost')")
+        await database.execute("INSERT INTO notes (title) VALUES ('kept')")
+        assert await titles(database) == ["kept"]
+    assert path.exists()
 
 
 async def test_a_file_system_without_wal_is_logged(

@@ -326,7 +326,7 @@ class _Connection:
 
     def _connected(self) -> sqlite3.Connection:
         """The connection, if its file is still the one that has the path: otherwise what it writes would be lost."""
-        if self._raw is None or self._file.identity_now() != self._identity:
+        if self._raw is None or self._file.identity_now() != self._identity or self._identity == _NO_FILE:
             self._broken = True
             self._file.identity = _NO_FILE
             raise self._file.failed("was deleted or replaced")
