@@ -186,6 +186,15 @@ async def test_r44_too_little_time_is_measured_by_the_limit_of_the_call() -> Non
 
 
 @both_ways
+async def test_r44_a_generous_limit_of_attempts_does_not_keep_short_calls_from_being_made(ask: Any) -> None:
+    api = dependency(attempt_timeout_s=600)
+    with deadline(2):
+        assert await ask(api, answer) == "answer"
+    with deadline(0.99), pytest.raises(NotEnoughTime, match=r"it needs 1 s, and 0\.99 s"):
+        await ask(api, answer)
+
+
+@both_ways
 @pytest.mark.parametrize("patience_s", [0.1, 3])
 async def test_r44_a_cancel_scope_of_the_author_is_the_authors_business(ask: Any, patience_s: float) -> None:
     api, begun = dependency(attempt_timeout_s=5), now()

@@ -42,7 +42,9 @@ T = TypeVar("T")
 _SHARE_OF_WHAT_IS_LEFT = 0.95
 """An attempt ends a little before the call does: then it is the dependency's timeout, and a fallback may still fit."""
 _SMALLEST_SHARE = 0.1
-"""An attempt that gets less than this share of its limit would only burden the dependency."""
+"""An attempt that gets less than this share of its limit would only burden the dependency ..."""
+_ALWAYS_WORTH_IT_S = 1.0
+"""... unless it is as long as this: a generous limit of attempts must not keep short calls from being made at all."""
 _SHARE_OF_WHAT_IS_SLOW = 0.8
 """An attempt that takes this share of its limit is slow, unless the breaker's configuration says what is."""
 _BROKEN = (ConnectionError, TimeoutError, socket.gaierror, asyncio.CancelledError)
@@ -135,7 +137,7 @@ class Dependency:
         else:
             self.retry.budget.earn()
             return result
-        least_s = limit_s * _SMALLEST_SHARE
+        least_s = _least_s(limit_s)
         return await self.retry.after(first, lambda: self._attempt(work, limit_s), min_attempt_s=least_s)
 
     @asynccontextmanager
@@ -173,8 +175,8 @@ class Dependency:
     def _attempt_within(self, limit_s: float) -> Attempt:
         left_s = expires_at() - asyncio.get_running_loop().time()
         if left_s * _SHARE_OF_WHAT_IS_LEFT < limit_s and not _is_shielded():
-            if left_s < limit_s * _SMALLEST_SHARE:
-                raise NotEnoughTime(max(0, left_s), limit_s * _SMALLEST_SHARE, what=f"The call to {self.name!r}")
+            if left_s < _least_s(limit_s):
+                raise NotEnoughTime(max(0, left_s), _least_s(limit_s), what=f"The call to {self.name!r}")
             limit_s = left_s * _SHARE_OF_WHAT_IS_LEFT
         return Attempt(self, limit_s)
 
@@ -279,6 +281,11 @@ def _is_broken(error: BaseException) -> bool:
     if isinstance(error, _BROKEN):
         return not is_cancelled(error)
     return isinstance(error, OSError) and error.errno in _UNREACHABLE
+
+
+def _least_s(limit_s: float) -> float:
+    """What must be left for an attempt with this limit, in seconds."""
+    return min(limit_s * _SMALLEST_SHARE, _ALWAYS_WORTH_IT_S)
 
 
 def _is_shielded() -> bool:
