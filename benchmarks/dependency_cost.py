@@ -44,8 +44,7 @@ def contestants() -> dict[str, Callable[[], Awaitable[object]]]:
     ours = Dependency("api")
     breaker, places = interlock.CircuitBreaker(name="api"), asyncio.Semaphore(10)
 
-    @stamina.retry(on=ConnectionError, attempts=3)
-    async def stack() -> int:
+    async def once() -> int:
         async with breaker, places, asyncio.timeout(5):
             return await work()
 
@@ -53,6 +52,7 @@ def contestants() -> dict[str, Callable[[], Awaitable[object]]]:
         async with ours.guard():
             return await work()
 
+    stack = stamina.retry(on=ConnectionError, attempts=3)(once)
     return {
         "the bare call": work,
         "Dependency.call": lambda: ours.call(work),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from tests.render.conftest import Renderer
 
-RUNTIME = ("mcp", "anyio", "asyncpg", "httptools", "prometheus-client", "pydantic", "stamina", "uvicorn")
+RUNTIME = ("mcp", "anyio", "asyncpg", "httptools", "prometheus-client", "pydantic", "uvicorn")
 GITHUB = "https://api.github.com"
 NOTES = ["notes"]
 EXAMPLES = ["notes", "api-debugger", "project-auditor"]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import nullcontext
+import gc
+import weakref
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING
 
 import anyio
 import pytest
-import stamina
 from reliability.deadlines import deadline
+from reliability.dependency import Dependency
 from reliability.errors import (
     CircuitOpen,
     DependencyBusy,
@@ -210,13 +212,23 @@ async def test_r46_a_cancellation_ends_the_wait_at_once(how: str) -> None:
     assert task.cancelled() == (how == "task")
 
 
-async def test_r59_retries_can_be_switched_off_as_everywhere_in_stamina() -> None:
-    upstream, first = Upstream(), failed()
-    stamina.set_active(False)
+async def test_errors_are_freed_at_once_and_not_by_the_garbage_collector() -> None:
+    """Each may hold an answer's whole body, and fails again and again while a dependency is down."""
+    freed: list[int] = []
+
+    def tracked() -> DependencyFailed:
+        error = failed()
+        weakref.finalize(error, freed.append, 1)
+        return error
+
+    async def ask() -> None:
+        raise tracked()
+
+    dependency = Dependency("api")
+    gc.disable()
     try:
-        with pytest.raises(DependencyFailed) as caught:
-            await retries().after(first, upstream.ask)
+        with suppress(DependencyFailed):
+            await dependency.call(ask, idempotent=True)
+        assert freed == [1] * 3
     finally:
-        stamina.set_active(True)
-    assert caught.value is first
-    assert upstream.asked_at == []
+        gc.enable()

@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from fractions import Fraction
-from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from reliability.retry import RetryBudget, RetryConfig
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-
-def test_stamina_is_not_imported_before_the_first_retry(root: Path) -> None:
-    package = root / "template" / "src" / "{{package_name}}"
-    code = "import sys, reliability.dependency; print('stamina' in sys.modules or 'tenacity' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=package, capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,10 @@ class Dependency:
             self.retry.budget.earn()
             return result
         least_s = _least_s(limit_s)
-        return await self.retry.after(first, lambda: self._attempt(work, limit_s), min_attempt_s=least_s)
+        try:
+            return await self.retry.after(first, lambda: self._attempt(work, limit_s), min_attempt_s=least_s)
+        finally:
+            del first  # its traceback holds this frame: what it holds would stay for the collector
 
     @asynccontextmanager
     async def guard(self, *, timeout_s: float | None = None) -> AsyncIterator[Attempt]:

@@ -2,16 +2,17 @@
 
 Only idempotent calls come here, and only after a first failure that a repetition may cure. Retries are paid for from
 a budget that all calls to the dependency share: a dead dependency gets the calls once, and a few more, rather than
-three times over. stamina waits and logs; it is imported at the first retry, because a call that succeeds needs none.
+three times over.
 """
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Literal, TypeGuard, TypeVar
+from typing import TypeGuard, TypeVar
+
+import anyio
 
 from .bounds import bounded, check_bounds
 from .deadlines import remaining_s
@@ -118,32 +119,30 @@ class Retry:
             DependencyError: The last attempt's.
             Exception: Whatever else `attempt` raised.
         """
-        import stamina  # here, because most processes never need it
+        error, attempts = first, 1
+        try:
+            while (wait_s := self._wait_s(error, attempts, min_attempt_s)) is not None:
+                await anyio.sleep(wait_s)
+                try:
+                    return await attempt()
+                except DependencyError as failure:
+                    error, attempts = failure, attempts + 1
+            raise error
+        finally:
+            del first, error  # the traceback of each holds this frame: what they hold would stay for the collector
 
-        numbers = itertools.count(1)
-        async for again in stamina.retry_context(
-            on=lambda error: self._wait_s(error, next(numbers), min_attempt_s),
-            attempts=self.config.attempts,
-            timeout=None,  # the deadline around the call is stricter than stamina's
-        ):
-            with again:
-                if again.num == 1:
-                    raise first
-                return await attempt()
-        raise first  # stamina has raised the last error already; it is the type checker that does not know
-
-    def _wait_s(self, error: Exception, attempts: int, min_attempt_s: float) -> float | Literal[False]:
-        """Seconds to wait for a retry after `attempts` attempts; False for none. A retry is paid for here."""
+    def _wait_s(self, error: Exception, attempts: int, min_attempt_s: float) -> float | None:
+        """Seconds to wait for a retry after `attempts` attempts; None for none. A retry is paid for here."""
         if attempts >= self.config.attempts or not self.may_cure(error):
-            return False
+            return None
         asked_s = error.retry_after_s
         wait_s = self._backoff_s(attempts) if asked_s is None else asked_s
         wait_s += wait_s * self.config.wait_jitter * self._random()
         if (asked_s or 0) > self.config.retry_after_max_s or wait_s + min_attempt_s > remaining_s():
-            return False
+            return None
         if not self.budget.spend():
             self.refused += 1
-            return False
+            return None
         self.retries += 1
         return wait_s
 
