@@ -335,15 +335,17 @@ async def test_a_signal_lets_the_call_in_flight_finish(era: str, number: int) ->
 
 
 @posix
+@pytest.mark.parametrize("plain", [True, False])
 @pytest.mark.parametrize("tool", ["sleep", "block"])
-def test_a_signal_waits_no_longer_than_the_grace_period(tool: str) -> None:  # R47, R68
-    with ServerProcess("http", {"SHUTDOWN_GRACE_S": 1}) as server:
+def test_a_signal_waits_no_longer_than_the_grace_period(tool: str, plain: bool) -> None:  # R47, R68
+    with ServerProcess("http", {"SHUTDOWN_GRACE_S": 1, "HTTP_JSON_RESPONSE": plain}) as server:
         port = port_of(listening(server))
         with raw_call(port, tool, seconds=600):
             wait_for(server, f"{tool} begins")
             server.signal(signal.SIGTERM)
             assert server.exit_code(within_s=1 + EXIT_S) == 0
         assert server.log("cleanup is complete")
+        assert "Traceback" not in server.stderr()
 
 
 @posix

@@ -52,6 +52,7 @@ class RequestGate:
         self._connections = connections
         self._held_bytes = 0
         self._waiting: set[anyio.CancelScope] = set()
+        self._serving: set[anyio.CancelScope] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -69,21 +70,35 @@ class RequestGate:
         for request in self._waiting:
             request.cancel()
 
+    def end(self) -> None:
+        """End every request, because the time for them is over."""
+        for request in self._serving:
+            request.cancel()
+
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_begun = False
+
+        async def answer(message: Message) -> None:
+            nonlocal is_begun
+            is_begun = True
+            await send(message)
+
         with anyio.CancelScope() as request:
             scope[HANG_UP] = request.cancel
             self._waiting.add(request)
+            self._serving.add(request)
             try:
                 if scope["method"] == "POST":
-                    await self._post(scope, receive, send, request)
+                    await self._post(scope, receive, answer, request)
                 else:
-                    await self._app(scope, receive, send)
+                    await self._app(scope, receive, answer)
             finally:
                 self._waiting.discard(request)
-        if request.cancelled_caught and scope["method"] == "POST":
-            await _refusal(503, "The server is shutting down.")(scope, receive, send)
-        elif request.cancelled_caught:
+                self._serving.discard(request)
+        if request.cancelled_caught and is_begun:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+        elif request.cancelled_caught:
+            await _refusal(503, "The server is shutting down.")(scope, receive, send)
 
     async def _post(self, scope: Scope, receive: Receive, send: Send, request: anyio.CancelScope) -> None:
         held = _Body()

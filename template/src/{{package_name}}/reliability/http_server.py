@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import math
 import os
 import socket
 from collections.abc import Iterator
@@ -36,6 +37,8 @@ _REQUEST_TIMEOUT_S = 20.0
 """Time from a request's first byte to its last, and from a connection's beginning to its first request."""
 _SESSION_IDLE_S = 300.0
 _DEFAULT_PORT = 80
+_END_S = 1
+"""Time for the answers of calls that the end of the grace period ended; then uvicorn drops them, with a traceback."""
 _BACKLOG = 2048
 _MAX_HEAD_BYTES = 65_536
 
@@ -115,7 +118,7 @@ async def _serve(server: ReliableServer[Any], options: HttpOptions, listener: so
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        timeout_graceful_shutdown=max(1, round(options.grace_s)),
+        timeout_graceful_shutdown=math.ceil(options.grace_s) + _END_S,
     )
     http = _Server(config)
     shutdown = Shutdown(grace_s=options.grace_s)
@@ -125,6 +128,8 @@ async def _serve(server: ReliableServer[Any], options: HttpOptions, listener: so
         server.drain()
         gate.stop_waiting()
         http.should_exit = True
+        await anyio.sleep(options.grace_s)
+        gate.end()
 
     if _is_wildcard(options.host) and not options.allowed_hosts:
         logger.warning("only loopback Host headers are accepted; name others in the setting HTTP_ALLOWED_HOSTS")
