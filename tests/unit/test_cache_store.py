@@ -162,10 +162,20 @@ async def test_r50_without_answers_nothing_is_written(setup: Setup) -> None:
     assert not setup.path.exists()
 
 
-@pytest.mark.parametrize("rubbish", [b"this is no database" * 1000, b"SQLite format 3\0" + b"\xff" * 8000])
+async def test_a_file_that_is_no_database_is_left_alone(setup: Setup) -> None:
+    setup.path.write_bytes(b"somebody's thesis" * 1000)
+    setup.put(b"1")
+    await setup.store.flush()
+    with pytest.raises(Unhealthy, match="not kept"):
+        await setup.store.check().probe()
+    assert setup.path.read_bytes() == b"somebody's thesis" * 1000
+    assert list(setup.path.parent.iterdir()) == [setup.path]
+
+
 async def test_r50_a_damaged_file_is_set_aside_and_a_new_one_begun(
-    setup: Setup, rubbish: bytes, caplog: pytest.LogCaptureFixture
+    setup: Setup, caplog: pytest.LogCaptureFixture
 ) -> None:
+    rubbish = b"SQLite format 3\0" + b"\xff" * 8000
     setup.path.write_bytes(rubbish)
     assert await setup.found() == []
     setup.put(b"1")

@@ -1,8 +1,8 @@
 """Keeps answers in a file, so that a server that was restarted still has its last good ones (R50).
 
 A store must never cost an answer: it is written behind the calls, in a thread, and whatever goes wrong with the file is
-logged and counted, and the server goes on without it. A damaged file is set aside as `<name>.corrupt`, and a new one
-is begun: what it held would have lost its value within hours anyway.
+logged and counted, and the server goes on without it. A damaged database is set aside as `<name>.corrupt`, and a new
+one is begun: what it held would have lost its value within hours anyway. A file that is no database is left alone.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ T = TypeVar("T")
 _Name = tuple[str, bytes]
 _Answer = tuple[bytes, float, float]
 _GATHER_S = 0.5
+_HEADER = b"SQLite format 3\0"
 _LOCK_TIMEOUT_S = 2
 _CLOSE_S = 3
 _MAX_PENDING = 256
@@ -158,11 +159,17 @@ class CacheStore:
         try:
             return self._in_transaction(work)
         except sqlite3.DatabaseError as error:
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            damaged = getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+            if not damaged or not self._holds_a_database():
                 raise
         self._path.replace(f"{self._path}.corrupt")
         logger.warning("a damaged file of answers was set aside", extra={"path": f"{self._path}.corrupt"})
         return self._in_transaction(work)
+
+    def _holds_a_database(self) -> bool:
+        """Or another file altogether, which a wrong setting must not move away."""
+        with self._path.open("rb") as file:
+            return file.read(len(_HEADER)) == _HEADER
 
     def _in_transaction(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Opened anew each time: so a file that was deleted, replaced or unlocked heals by itself."""
