@@ -797,8 +797,13 @@ async def test_r42_a_connection_that_is_held_for_long_is_logged_once(caplog: pyt
 async def test_r42_the_warning_names_the_call_that_holds_the_connection() -> None:
     pool, _ = make(long_hold_s=10)
     warned: list[object] = []
-    handler = logging.Handler()
-    handler.emit = lambda _: warned.append(log_context.get()["request_id"])  # type: ignore[method-assign]
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            del record
+            warned.append((log_context.get() or {})["request_id"])
+
+    handler = Listener()
     logging.getLogger("reliability.pool").addHandler(handler)
     try:
         for request, seconds in (("opens it", 1.0), ("holds it", 60.0), ("comes later", 1.0)):

@@ -259,7 +259,8 @@ async def test_r45_a_call_that_never_ends_is_answered_before_its_client_loses_pa
     @tool(title="Never ends", read_only=True)
     async def endless() -> str:
         """Wait for nothing."""
-        return await anyio.sleep_forever()
+        await anyio.sleep_forever()
+        return "never"
 
     server = server_of(endless, tool_timeout_s=Limits().tool_timeout_s)
     async with Client(server, mode=era) as client:

@@ -744,11 +744,12 @@ async def test_r38_a_file_that_is_deleted_in_the_moment_of_its_opening_gets_no_c
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     identity_now = sqlite_database._File.identity_now
-    deleted: list[None] = []
+    deleted: list[Path] = []
 
     def deleted_once(file: Any) -> tuple[int, int]:
         if not deleted:
-            deleted.append(path.unlink())
+            path.unlink()
+            deleted.append(path)
         return identity_now(file)
 
     monkeypatch.setattr(sqlite_database._File, "identity_now", deleted_once)
