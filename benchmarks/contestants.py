@@ -43,7 +43,7 @@ def contestants(directory: Path) -> Iterator[list[Contestant]]:
     copier.run_copy(
         str(ROOT),
         project,
-        data={"preset": "full", "storage": "none", "project_name": "bench-server"},
+        data={"preset": "full", "storage": "none", "examples": ["notes"], "project_name": "bench-server"},
         vcs_ref="HEAD",
         defaults=True,
         quiet=True,
