@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
+from reliability.database import Database
 from reliability.deadlines import cleanup, deadline
+from reliability.dependency import Dependency
 from reliability.errors import (
     DeadlineExceeded,
     DependencyBusy,
@@ -733,6 +735,18 @@ async def test_r40_closing_runs_to_its_end_when_it_is_cancelled() -> None:
         scope.cancel()
         await pool.close()
     assert (pool.size, server.open_now) == (0, 0)
+
+
+async def test_r40_a_database_closes_its_pools_within_one_limit() -> None:
+    (writers, server), (readers, other) = make(), make()
+    borrowers = [asyncio.ensure_future(hold(pool, 60)) for pool in (writers, readers)]
+    await settled()
+    async with Database(Dependency("db"), writers, readers):
+        pass
+    assert asyncio.get_running_loop().time() == 1005
+    await asyncio.wait(borrowers)
+    await settled()
+    assert (server.open_now, other.open_now) == (0, 0)
 
 
 async def test_r40_closing_twice_changes_nothing() -> None:

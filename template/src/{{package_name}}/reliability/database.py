@@ -11,11 +11,13 @@ Placeholders are `$1`, `$2`, ...; portable values are None, bool, int, float, st
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeAlias, TypeVar
+
+import anyio
 
 from . import pool
 from .dependency import Dependency
@@ -24,6 +26,10 @@ from .pool import Pool, PoolStatistics
 
 T = TypeVar("T")
 Row: TypeAlias = dict[str, Any]
+
+_OPEN = "A transaction is open: use its own methods. A second connection could wait for its locks."
+_BUSY = "A statement or a part of this transaction is running: use it in one task at a time, or use the part."
+_FAILED = "A statement failed, so this transaction is undone; put what may fail into a nested one."
 
 
 class Connection(pool.Connection, Protocol):
@@ -73,8 +79,9 @@ class Database:
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for each in reversed(self.pools):  # the writer last: with SQLite it tidies up
-            await each.close()
+        async with anyio.create_task_group() as tasks:
+            for each in self.pools:
+                tasks.start_soon(each.close)
 
     def statistics(self) -> list[PoolStatistics]:
         """A snapshot of each pool."""
@@ -98,7 +105,7 @@ class Database:
         """All or nothing of the body, within the dependency's limit; with `read_only` it sees one unchanging state."""
         async with self._session(self._readers if read_only else self._writers) as connection:
             await connection.begin(read_only=read_only)
-            async with Transaction(connection) as transaction:
+            with Transaction(connection).lasting() as transaction:
                 self._current.set(transaction)
                 yield transaction
             await connection.execute("COMMIT")
@@ -112,9 +119,7 @@ class Database:
         """A guarded connection. Only the database's own failures pass the guard: the others are not its fault."""
         current = self._current.get()
         if current is not None and not current.ended:
-            raise RuntimeError(
-                "A transaction is open: use its own methods. A second connection could wait for its locks."
-            )
+            raise RuntimeError(_OPEN)
         foreign: Exception | None = None
         async with self._dependency.guard() as attempt:
             waits_for_others = lender.is_full
@@ -135,27 +140,27 @@ class Database:
 
 
 class Transaction:
-    """One transaction, for the time of its body. After a failed statement it can only be undone.
+    """One transaction, for the time of its body, and for one task at a time. After a failed statement it is undone.
 
     What may fail goes into a transaction within it, which is undone alone.
     """
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._busy = False
         self._failed = False
         self.lost = False
         """Whether undoing a part is not enough: it was cancelled, or the database failed."""
         self.ended = False
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.ended = True
-        if exc is None:
-            self._refuse_when_failed()
+    @contextmanager
+    def lasting(self) -> Iterator[Self]:
+        """The time of its body: then it has ended, and is good if nothing failed."""
+        try:
+            yield self
+        finally:
+            self.ended = True
+        self._refuse_if(self._failed, _FAILED)
 
     async def fetch_all(self, sql: str, *args: Any) -> list[Row]:
         """Every row."""
@@ -173,31 +178,34 @@ class Transaction:
     async def transaction(self) -> AsyncIterator[Transaction]:
         """A part that is undone alone when its body raises; a cancellation undoes the whole."""
         await self.execute("SAVEPOINT part")
-        part = Transaction(self._connection)
+        part, self._busy = Transaction(self._connection), True
         try:
-            async with part:
+            with part.lasting():
                 yield part
         except BaseException as error:
+            self._busy = False
             self.lost = self._failed = part.lost or not isinstance(error, Exception)
             if not self.lost:
                 await self.execute("ROLLBACK TO SAVEPOINT part")
                 await self.execute("RELEASE SAVEPOINT part")
             raise
+        self._busy = False
         await self.execute("RELEASE SAVEPOINT part")
 
     async def _run(self, run: Callable[..., Awaitable[T]], *args: Any) -> T:
-        if self.ended:
-            raise RuntimeError("The transaction has ended.")
-        self._refuse_when_failed()
+        self._refuse_if(self.ended, "The transaction has ended.")
+        self._refuse_if(self._busy, _BUSY)
+        self._refuse_if(self._failed, _FAILED)
+        self._busy = True
         try:
             return await run(*args)
         except BaseException as error:
             self._failed = True
             self.lost = isinstance(error, DependencyError) or not isinstance(error, Exception)
             raise
+        finally:
+            self._busy = False
 
-    def _refuse_when_failed(self) -> None:
-        if self._failed:
-            raise RuntimeError(
-                "A statement failed, so this transaction is undone; put what may fail into a nested one."
-            )
+    def _refuse_if(self, it_is_so: bool, why: str) -> None:
+        if it_is_so:
+            raise RuntimeError(why)

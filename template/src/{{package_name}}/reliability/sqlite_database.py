@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -124,6 +124,8 @@ class _File:
     lock_timeout_s: float
     identity: tuple[int, int] = _NO_FILE
     """Of the file that was opened last: a connection to any other one is of no use."""
+    closing: threading.Lock = field(default_factory=threading.Lock)
+    """One after the other: of two that close at the same moment none is the last, which removes the log of WAL mode."""
 
     def identity_now(self) -> tuple[int, int]:
         """Of the file that has this path now, if it can be reached."""
@@ -336,7 +338,8 @@ class _Connection:
         raw, self._raw = self._raw, None  # an interrupted close would leave the log of WAL mode behind ...
         if raw is not None:
             raw.execute("SELECT 1")  # ... and an interruption lasts until the next statement
-            raw.close()
+            with self._file.closing:
+                raw.close()
 
 
 def _code(error: sqlite3.Error) -> int:
