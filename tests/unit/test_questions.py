@@ -29,7 +29,8 @@ from mcp_types import (
 from pydantic import BaseModel
 from reliability.deadlines import remaining_s
 from reliability.declarations import tool
-from reliability.errors import DeadlineExceeded
+from reliability.errors import DeadlineExceeded, DependencyFailed
+from reliability.fallback import stale_cache
 from reliability.masking import ERROR_META
 from reliability.server import Limits, ReliableServer
 
@@ -269,3 +270,33 @@ async def test_r45_a_call_that_never_ends_is_answered_before_its_client_loses_pa
         assert 24 < anyio.current_time() - started < 26
     assert isinstance(answer, CallToolResult)
     assert (answer.meta or {})[ERROR_META]["kind"] == "timeout"
+
+
+async def test_r49_a_tool_whose_answer_others_get_as_well_cannot_ask_a_person(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    @tool(read_only=True, fallback=stale_cache())
+    async def shared(ctx: Context[None, Any]) -> str:
+        await ctx.elicit("Which day?", Choice)
+        return "never"
+
+    server = server_of(shared)
+    async with client_of(server) as client:
+        result = await client.call_tool("shared", {})
+    assert result.is_error
+    assert "A tool with a cache cannot ask a person" in caplog.text
+    assert outcomes(server, "shared") == {"error": 1}
+
+
+async def test_r49_what_stands_in_for_such_a_tool_may_ask() -> None:
+    async def other(ctx: Context[None, Any]) -> str:
+        return await book(ctx)
+
+    @tool(read_only=True, fallback=stale_cache(otherwise=other))
+    async def shared() -> str:
+        raise DependencyFailed("api", "Down.")
+
+    server = server_of(shared)
+    async with client_of(server) as client:
+        result = await client.call_tool("shared", {})
+    assert "Monday" in str(result.content)

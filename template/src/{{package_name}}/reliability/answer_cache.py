@@ -24,6 +24,7 @@ from .cache import CacheConfig, Entry, StaleCache
 from .cache_store import CacheStore
 from .errors import ReliabilityError
 from .provenance import Provenance, label
+from .questions import answer_is_shared
 
 Result = CallToolResult | InputRequiredResult
 _RESTORE_PATIENCE_S = 0.2
@@ -76,6 +77,7 @@ class AnswerCache:
 
         async def make() -> bytes:
             nonlocal own
+            answer_is_shared.set(True)  # in the context of the flight, which ends with it
             own = await work()
             return _encode(own)
 

@@ -71,8 +71,9 @@ def stale_cache(
 ) -> Fallback:
     """Remember good answers: serve them again while they are fresh, and later when the tool fails.
 
-    For tools that only read, and whose answers depend on nothing but the arguments and the authenticated client. What
-    is None is as in the server's settings: 60 s, 3600 s and 1000 answers unless they say otherwise.
+    For tools that only read, and whose answers depend on nothing but the arguments and the authenticated client: so
+    such a tool cannot ask a person in the middle of a call (`ctx.elicit` raises); only its result may be a question.
+    What is None is as in the server's settings: 60 s, 3600 s and 1000 answers unless they say otherwise.
 
     Args:
         ttl_s: Age in seconds up to which an answer is fresh; 0 asks the tool every time.

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from mcp.server.session import ServerSession
@@ -21,6 +22,8 @@ from pydantic import BaseModel
 ResultT = TypeVar("ResultT", bound=BaseModel)
 
 _TO_A_PERSON = frozenset({"elicitation/create", "sampling/createMessage"})
+answer_is_shared: ContextVar[bool] = ContextVar("answer_is_shared", default=False)
+"""Whether the answer is made for everybody who asks for it now or later, as with a cache."""
 
 
 class AskingSession(ServerSession):
@@ -42,8 +45,11 @@ class AskingSession(ServerSession):
 
         Raises:
             DeadlineExceeded: A person was asked, and did not answer in time.
+            RuntimeError: A person was to be asked for an answer that others get as well.
         """
         if request.method not in _TO_A_PERSON:
             return await super().send_request(request, result_type, *args, **kwargs)
+        if answer_is_shared.get():
+            raise RuntimeError("A tool with a cache cannot ask a person: its answer is for other callers, too.")
         async with self._asking():
             return await super().send_request(request, result_type, *args, **kwargs)
