@@ -29,7 +29,6 @@ async def contestants() -> dict[str, Protected]:
     """Ways to protect a call, each with a breaker of its own that opens after five failures."""
     return {
         "generated, `call`": ours().call,
-        "generated, `guard`": in_guard(ours()),
         "generated, `call`, window of time": ours(sliding_window_type="time").call,
         "generated, `call`, slow calls count": ours(slow_call_duration_threshold_s=1).call,
         "interlock-cb, `call_async`": interlock().call_async,
@@ -47,21 +46,13 @@ def library(name: str) -> Any:
 
 
 def ours(**config: Any) -> Any:
-    module = library("reliability.circuit_breaker")
-    return module.CircuitBreaker("api", module.CircuitBreakerConfig(**config))
+    reliability = library("reliability")
+    return reliability.CircuitBreaker("api", reliability.CircuitBreakerConfig(**config))
 
 
 def interlock() -> Any:
     module = library("interlock")
     return module.CircuitBreaker(name="api", config=module.Config(window_size=20, minimum_number_of_calls=5))
-
-
-def in_guard(breaker: Any) -> Protected:
-    async def protected(work: Work) -> int:
-        with breaker.guard():
-            return await work()
-
-    return protected
 
 
 def in_block(breaker: Any) -> Protected:

@@ -13,7 +13,8 @@ import anyio.lowlevel
 import pytest
 from mcp.shared.exceptions import MCPError
 from pydantic import BaseModel, ValidationError
-from reliability.circuit_breaker import CircuitBreaker, CircuitBreakerConfig, Permit, State, Transition
+from reliability.circuit_breaker import CircuitBreaker, Permit, State, Transition
+from reliability.circuit_breaker_config import CircuitBreakerConfig
 from reliability.errors import (
     CircuitOpen,
     DeadlineExceeded,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 WAIT_S = CircuitBreakerConfig().wait_duration_in_open_state_s
+BROKEN, STOPPED = ConnectionError("reset"), KeyboardInterrupt()
 LEASE_S = CircuitBreakerConfig().max_wait_duration_in_half_open_state_s
 
 
@@ -67,7 +69,7 @@ def state_of(breaker: CircuitBreaker) -> State:
 
 def fail(breaker: CircuitBreaker, calls: int = 1) -> None:
     for _ in range(calls):
-        breaker.on_failure(breaker.acquire())
+        breaker.on_error(breaker.acquire(), BROKEN)
 
 
 def succeed(breaker: CircuitBreaker, calls: int = 1) -> None:
@@ -98,6 +100,13 @@ async def raising(breaker: CircuitBreaker, error: BaseException) -> None:
 
 
 # Closed
+
+
+def test_r54_seven_of_ten_is_exactly_the_rate_that_an_owner_writes_as_0_7(clock: FakeClock) -> None:
+    breaker = new(clock, failure_rate_threshold=0.7, minimum_number_of_calls=10)  # while 0.7 * 10 is greater than 7
+    succeed(breaker, 3)
+    fail(breaker, 7)
+    assert breaker.state is State.OPEN
 
 
 def test_r54_a_new_breaker_lets_calls_through(clock: FakeClock) -> None:
@@ -198,9 +207,7 @@ async def test_r58_an_open_breaker_does_not_begin_the_work(clock: FakeClock) -> 
     breaker = opened(clock)
     with pytest.raises(CircuitOpen):
         await breaker.call(pytest.fail)
-    with pytest.raises(CircuitOpen), breaker.guard():
-        pytest.fail("the body was entered")
-    assert breaker.statistics().rejected == 2
+    assert breaker.statistics().rejected == 1
 
 
 def test_r53_it_stays_open_for_its_wait_by_the_clock_it_was_given(clock: FakeClock) -> None:
@@ -223,7 +230,7 @@ def test_r57_results_of_calls_from_before_it_opened_change_nothing(clock: FakeCl
     late = [breaker.acquire() for _ in range(6)]
     fail(breaker, 5)
     for permit in late:
-        breaker.on_failure(permit)
+        breaker.on_error(permit, BROKEN)
     assert (breaker.state, breaker.retry_after_s, breaker.statistics().late) == (State.OPEN, WAIT_S, 6)
 
 
@@ -245,7 +252,7 @@ def test_r58_the_wait_grows_with_each_failed_probe_up_to_its_maximum(clock: Fake
 
 def test_r58_once_it_was_closed_the_wait_begins_anew(clock: FakeClock) -> None:
     breaker, probe = half_open(clock)
-    breaker.on_failure(probe)
+    breaker.on_error(probe, BROKEN)
     clock.now += WAIT_S * 1.5
     succeed(breaker, 3)
     fail(breaker, 5)
@@ -292,7 +299,7 @@ def test_r56_a_probe_that_succeeded_makes_no_room_for_one_more(clock: FakeClock)
 def test_r56_one_failed_probe_opens_it_again(clock: FakeClock) -> None:
     breaker, probe = half_open(clock)
     succeed(breaker, 2)
-    breaker.on_failure(probe)
+    breaker.on_error(probe, BROKEN)
     assert (breaker.state, breaker.statistics().reason) == (State.OPEN, "1 of 3 calls failed, 0 took too long")
 
 
@@ -318,7 +325,7 @@ def test_r57_a_late_probe_of_an_earlier_round_changes_nothing(clock: FakeClock) 
     fail(breaker)
     clock.now += WAIT_S * 1.5
     breaker.on_success(breaker.acquire())
-    breaker.on_failure(early)
+    breaker.on_error(early, BROKEN)
     assert (breaker.state, breaker.statistics().calls) == (State.HALF_OPEN, 1)
 
 
@@ -331,21 +338,21 @@ def test_r57_a_call_from_before_it_opened_is_no_probe(clock: FakeClock) -> None:
     for permit in early:
         breaker.on_success(permit)
     assert (breaker.state, breaker.statistics().probes) == (State.HALF_OPEN, 1)
-    breaker.on_cancelled(probe)
+    breaker.on_error(probe, STOPPED)
     assert breaker.statistics().probes == 0
 
 
 def test_r57_a_permit_counts_once(clock: FakeClock) -> None:
     breaker = new(clock)
     permit = breaker.acquire()
-    breaker.on_failure(permit)
-    breaker.on_failure(permit)
+    breaker.on_error(permit, BROKEN)
+    breaker.on_error(permit, BROKEN)
     assert (breaker.statistics().calls, breaker.statistics().late) == (1, 1)
 
 
 def test_r57_a_permit_of_another_breaker_changes_nothing(clock: FakeClock) -> None:
     breaker = new(clock)
-    breaker.on_failure(new(clock).acquire())
+    breaker.on_error(new(clock).acquire(), BROKEN)
     assert breaker.statistics().calls == 0
 
 
@@ -403,7 +410,7 @@ async def test_r55_what_the_caller_did_counts_as_nothing(clock: FakeClock, error
 
 async def test_r55_an_error_that_counts_as_nothing_gives_its_probe_back(clock: FakeClock) -> None:
     breaker, probe = half_open(clock)
-    breaker.on_cancelled(probe)
+    breaker.on_error(probe, STOPPED)
     for _ in range(10):
         await raising(breaker, ToolFailure("No such note."))
     assert (breaker.state, breaker.statistics().probes) == (State.HALF_OPEN, 0)
@@ -419,8 +426,7 @@ async def test_r55_the_owner_may_decide_what_is_a_failure(clock: FakeClock) -> N
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(), GeneratorExit()], ids=lambda e: type(e).__name__)
 def test_r55_the_end_of_the_process_is_no_failure(clock: FakeClock, error: BaseException) -> None:
     breaker = new(clock)
-    with pytest.raises(type(error)), breaker.guard():
-        raise error
+    breaker.on_error(breaker.acquire(), error)
     assert breaker.statistics().calls == 0
 
 
@@ -433,10 +439,14 @@ async def test_r55_a_cancelled_call_counts_as_nothing(clock: FakeClock) -> None:
 
 async def test_r55_a_call_that_was_slow_when_it_was_cancelled_counts_as_slow(clock: FakeClock) -> None:
     breaker = new(clock, slow_call_duration_threshold_s=2)
-    with anyio.CancelScope() as scope, breaker.guard():
+
+    async def work() -> None:
         clock.now += 2
         scope.cancel()
         await anyio.sleep_forever()
+
+    with anyio.CancelScope() as scope:
+        await breaker.call(work)
     statistics = breaker.statistics()
     assert (statistics.calls, statistics.failures, statistics.slow) == (1, 0, 1)
 
@@ -460,23 +470,6 @@ async def test_a_call_returns_what_the_work_returns(clock: FakeClock) -> None:
     breaker = new(clock)
     assert await breaker.call(work) == 7
     assert (breaker.statistics().calls, breaker.statistics().failures) == (1, 0)
-
-
-async def test_a_guard_counts_its_body_and_passes_its_error_on(clock: FakeClock) -> None:
-    breaker = new(clock)
-    with breaker.guard():
-        await anyio.lowlevel.checkpoint()
-    with pytest.raises(OSError, match="reset"), breaker.guard():
-        raise OSError("reset")
-    assert (breaker.statistics().calls, breaker.statistics().failures) == (2, 1)
-
-
-async def test_a_guard_hands_out_its_permit(clock: FakeClock) -> None:
-    breaker = new(clock, slow_call_duration_threshold_s=2)
-    with breaker.guard() as permit:
-        clock.now += 10
-        breaker.begin(permit)
-    assert breaker.statistics().slow == 0
 
 
 async def test_work_that_cannot_even_begin_is_a_failure(clock: FakeClock) -> None:
@@ -512,7 +505,7 @@ def test_r58_a_forced_closed_breaker_counts_and_never_opens(clock: FakeClock) ->
     assert (breaker.state, breaker.statistics().failures) == (State.CLOSED, 0)
 
 
-@pytest.mark.parametrize("settle", [CircuitBreaker.on_failure, CircuitBreaker.on_success])
+@pytest.mark.parametrize("settle", [lambda b, permit: b.on_error(permit, BROKEN), CircuitBreaker.on_success])
 @pytest.mark.parametrize("override", [lambda b: b.isolate("x"), CircuitBreaker.force_close, CircuitBreaker.reset])
 def test_r57_an_operator_s_word_outdates_the_calls_in_progress(
     clock: FakeClock, override: Callable[[CircuitBreaker], None], settle: Callable[[CircuitBreaker, Permit], None]

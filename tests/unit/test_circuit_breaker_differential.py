@@ -21,7 +21,8 @@ import interlock
 from hypothesis import assume, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from reliability.circuit_breaker import CircuitBreaker, CircuitBreakerConfig, State
+from reliability.circuit_breaker import CircuitBreaker, State
+from reliability.circuit_breaker_config import CircuitBreakerConfig
 from reliability.errors import CircuitOpen
 
 from tests.unit.support import FakeClock

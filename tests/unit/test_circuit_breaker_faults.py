@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.lowlevel
 import pytest
-from reliability.circuit_breaker import CircuitBreaker, CircuitBreakerConfig, State
+from reliability.circuit_breaker import CircuitBreaker, State
+from reliability.circuit_breaker_config import CircuitBreakerConfig
 from reliability.errors import CircuitOpen, DependencyFailed
 
 from tests.unit.support import CANCELLERS, FakeClock, cancel_at_every_await
@@ -150,14 +151,13 @@ async def test_r55_a_classifier_that_raises_counts_a_failure_and_hides_no_error(
 
 @pytest.mark.parametrize("how", CANCELLERS)
 @pytest.mark.parametrize("state", [State.CLOSED, State.HALF_OPEN])
-@pytest.mark.parametrize("form", ["call", "guard"])
 async def test_r46_a_call_cancelled_at_any_await_counts_nothing_and_gives_its_permit_back(
-    breaker: CircuitBreaker, clock: FakeClock, how: str, state: State, form: str
+    breaker: CircuitBreaker, clock: FakeClock, how: str, state: State
 ) -> None:
     if state is State.HALF_OPEN:
         await open_it(breaker)
         clock.now += WAIT_S
-        breaker.on_cancelled(breaker.acquire())
+        breaker.on_error(breaker.acquire(), KeyboardInterrupt())
 
     async def body() -> None:
         for _ in range(3):
@@ -167,11 +167,7 @@ async def test_r46_a_call_cancelled_at_any_await_counts_nothing_and_gives_its_pe
         await anyio.lowlevel.checkpoint()
 
     async def work() -> None:
-        if form == "call":
-            await breaker.call(body)
-        else:
-            with breaker.guard():
-                await body()
+        await breaker.call(body)
 
     finished = 0
 
@@ -212,11 +208,14 @@ async def test_r46_probes_that_are_all_cancelled_leave_it_as_ready_as_before(
 async def test_r55_calls_that_clients_give_up_when_they_are_slow_open_it(
     breaker: CircuitBreaker, clock: FakeClock
 ) -> None:
+    async def work() -> None:
+        clock.now += 2
+        scope.cancel()
+        await anyio.sleep_forever()
+
     for _ in range(CONFIG.minimum_number_of_calls):
-        with anyio.CancelScope() as scope, breaker.guard():
-            clock.now += 2
-            scope.cancel()
-            await anyio.sleep_forever()
+        with anyio.CancelScope() as scope:
+            await breaker.call(work)
     assert breaker.state is State.OPEN
     assert breaker.statistics().reason == "0 of 5 calls failed, 5 took too long"
 

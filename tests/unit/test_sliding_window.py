@@ -117,16 +117,6 @@ def test_r54_failures_in_a_row_and_slow_calls_in_a_row_are_counted_apart() -> No
     assert sums(window) == (1, 1, 0)
 
 
-def test_r54_the_rates_are_shares_of_the_calls() -> None:
-    window = filled(CountWindow(10), [(0, FAILED), (0, SLOW), (0, SLOW), (0, OK)])
-    assert (window.failure_rate, window.slow_call_rate) == (0.25, 0.5)
-
-
-def test_r54_seven_of_ten_is_exactly_the_rate_that_an_owner_writes_as_0_7() -> None:
-    window = filled(CountWindow(10), [(0, FAILED)] * 7 + [(0, OK)] * 3)
-    assert window.failure_rate == 0.7  # while 0.7 * 10 is greater than 7
-
-
 def test_a_window_says_what_it_has_seen() -> None:
     assert str(filled(CountWindow(3), [(0, FAILED), (0, SLOW)])) == "1 of 2 calls failed, 1 took too long"
 

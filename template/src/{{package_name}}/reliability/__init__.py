@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .chaos import Chaos
-    from .circuit_breaker import CircuitBreaker, CircuitBreakerConfig
+    from .circuit_breaker import CircuitBreaker
+    from .circuit_breaker_config import CircuitBreakerConfig
     from .configuration import ConfigurationError, load_settings, unknown_variables
     from .deadlines import cleanup, deadline, leaving, paused, remaining_s, require_s
     from .declarations import prompt, resource, tool
@@ -38,7 +39,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "chaos": ("Chaos",),
-    "circuit_breaker": ("CircuitBreaker", "CircuitBreakerConfig"),
+    "circuit_breaker": ("CircuitBreaker",),
+    "circuit_breaker_config": ("CircuitBreakerConfig",),
     "configuration": ("ConfigurationError", "load_settings", "unknown_variables"),
     "deadlines": ("cleanup", "deadline", "leaving", "paused", "remaining_s", "require_s"),
     "declarations": ("prompt", "resource", "tool"),

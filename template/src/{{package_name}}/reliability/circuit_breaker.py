@@ -19,16 +19,15 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from types import TracebackType
-from typing import Self, TypeVar, get_args
+from typing import NamedTuple, TypeVar
 
 from mcp.shared.exceptions import MCPError
 from pydantic import ValidationError
 
-from .bounds import bounded, check_bounds
 from .cancellation import is_cancelled
+from .circuit_breaker_config import CircuitBreakerConfig
 from .errors import CircuitOpen, DependencyBusy, NotEnoughTime, Overloaded, ToolFailure
-from .sliding_window import FAILED, OK, SLOW, CountWindow, SlidingWindow, WindowType, sliding_window
+from .sliding_window import FAILED, OK, SLOW, CountWindow, SlidingWindow, sliding_window
 
 logger = logging.getLogger(__name__)
 
@@ -64,53 +63,7 @@ _REFUSALS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class CircuitBreakerConfig:
-    """When a breaker opens and closes. The names are resilience4j's, with the units added.
-
-    Beside each number stand its default, its lowest and its highest value.
-
-    Raises:
-        ValueError: A value is beyond its limits, or does not fit another one.
-    """
-
-    sliding_window_type: WindowType = "count"
-    """`count`: the last calls; `time`: the last seconds; `consecutive`: failures in a row."""
-    sliding_window_size: int = bounded(20, 1, 10_000)
-    """Calls or seconds; not used by `consecutive`."""
-    minimum_number_of_calls: int = bounded(5, 1, 10_000)
-    """No rate is looked at before so many calls are in the window; `consecutive`: so many failures in a row open it."""
-    failure_rate_threshold: float = bounded(0.5, 0.001, 1)
-    """Share of failures that opens it."""
-    slow_call_duration_threshold_s: float = bounded(math.inf, 0.001, math.inf)
-    """A call that takes as long is slow, even if it is cancelled then; by default, none is."""
-    slow_call_rate_threshold: float = bounded(1, 0.001, 1)
-    """Share of slow calls that opens it."""
-    wait_duration_in_open_state_s: float = bounded(60, 0.001, 86_400)
-    """Time before the first probe."""
-    wait_duration_multiplier: float = bounded(1.5, 1, 100)
-    """What the wait grows by whenever probes fail."""
-    max_wait_duration_in_open_state_s: float = bounded(180, 0.001, 86_400)
-    """Where it stops growing."""
-    wait_duration_jitter: float = bounded(0.1, 0, 0.9)
-    """Largest share that a wait is shortened by, at random: not every process should ask at the same moment."""
-    permitted_number_of_calls_in_half_open_state: int = bounded(3, 1, 1000)
-    """Probes that must succeed, and that may run at once."""
-    max_wait_duration_in_half_open_state_s: float = bounded(30, 0.001, 86_400)
-    """A probe that has not ended by then has failed."""
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
-        if self.sliding_window_type not in get_args(WindowType):
-            raise ValueError(f"sliding_window_type must be one of {get_args(WindowType)}.")
-        if self.sliding_window_type == "count" and self.minimum_number_of_calls > self.sliding_window_size:
-            raise ValueError("minimum_number_of_calls is greater than sliding_window_size: it would never open.")
-        if self.wait_duration_in_open_state_s > self.max_wait_duration_in_open_state_s:
-            raise ValueError("wait_duration_in_open_state_s is greater than max_wait_duration_in_open_state_s.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Transition:
+class Transition(NamedTuple):
     """One change of state; `reason` is a clause such as "3 of 5 calls failed"."""
 
     breaker: str
@@ -135,9 +88,8 @@ class CircuitBreakerStatistics:
     slow: int
     probes: int
     """Probes that run now."""
-    calls_total: int
-    """Since the start, as all that follow: calls whose end counted, `late` ones included."""
     failures_total: int
+    """Since the start, as all that follow; `late` ones are among them."""
     late: int
     """Calls that ended after the state in which they began."""
     rejected: int
@@ -147,29 +99,17 @@ class CircuitBreakerStatistics:
 
 
 class Permit:
-    """The right to make one call. To leave its `with` block settles it; by hand, `on_success` and its like do.
+    """The right to make one call, until it is settled.
 
     The window is also the generation: each state has one of its own, so that a permit of an earlier state, of another
     breaker, or one that is settled already no longer fits and changes nothing (R57).
     """
 
-    __slots__ = ("_breaker", "started_at", "window")
+    __slots__ = ("started_at", "window")
 
-    def __init__(self, breaker: CircuitBreaker, window: SlidingWindow, started_at: float) -> None:
-        self._breaker = breaker
+    def __init__(self, window: SlidingWindow, started_at: float) -> None:
         self.window: SlidingWindow | None = window
         self.started_at = started_at
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if error is None:
-            self._breaker.on_success(self)
-        else:
-            self._breaker.on_error(self, error)
 
 
 def is_dependency_failure(error: Exception) -> bool:
@@ -199,7 +139,7 @@ class CircuitBreaker:
     def __init__(
         self,
         name: str,
-        config: CircuitBreakerConfig = CircuitBreakerConfig(),
+        config: CircuitBreakerConfig = CircuitBreakerConfig(),  # noqa: B008 - frozen
         *,
         is_failure: Callable[[Exception], bool] = is_dependency_failure,
         clock: Callable[[], float] = time.monotonic,
@@ -212,7 +152,6 @@ class CircuitBreaker:
         self._random = random
         self._slow_s = config.slow_call_duration_threshold_s
         self._listeners: list[Callable[[Transition], None]] = []
-        self._calls = 0
         self._failures = 0
         self._late = 0
         self._rejected = 0
@@ -242,18 +181,14 @@ class CircuitBreaker:
         self.on_success(permit)
         return result
 
-    def guard(self) -> Permit:
-        """The same as `call` for the body of a `with`, which `CircuitOpen` keeps from being entered."""
-        return self.acquire()
-
     def acquire(self) -> Permit:
-        """Ask to make a call, and settle it by hand; its time runs from now, or from `begin`.
+        """Ask to make a call, and settle it with `on_success` or `on_error`; its time runs from now, or from `begin`.
 
         Raises:
             CircuitOpen: Refused.
         """
         now = self._clock()
-        return Permit(self, self._window, now) if self._admits_all else self._acquire_probe(now)
+        return Permit(self._window, now) if self._admits_all else self._acquire_probe(now)
 
     def check(self) -> None:
         """Raise what `acquire` would raise now, for a call that has to wait for something else first."""
@@ -267,26 +202,16 @@ class CircuitBreaker:
         """The call did what it should."""
         self._settle(permit, OK, self._clock())
 
-    def on_failure(self, permit: Permit) -> None:
-        """The dependency failed."""
-        self._settle(permit, FAILED, self._clock())
-
-    def on_cancelled(self, permit: Permit) -> None:
-        """Nobody waits for the call any more. That says nothing about the dependency, unless it was slow by then."""
-        now = self._clock()
-        if now - permit.started_at >= self._slow_s:
-            self._settle(permit, SLOW, now)
-        else:
-            self._give_back(permit)
-
     def on_error(self, permit: Permit, error: BaseException) -> None:
-        """The call raised `error`: a failure, a cancellation, or nothing that counts."""
-        if isinstance(error, asyncio.CancelledError) and not is_cancelled(error):
-            self.on_failure(permit)  # something that the call awaited was cancelled, not the call
-        elif not isinstance(error, Exception):
-            self.on_cancelled(permit)
-        elif self._counts(error):
-            self.on_failure(permit)
+        """The call raised `error`: a failure, a cancellation, or nothing that counts.
+
+        That nobody waits for the call any more says nothing about the dependency, unless it was slow by then.
+        """
+        now = self._clock()
+        if self._counts(error):
+            self._settle(permit, FAILED, now)
+        elif not isinstance(error, Exception) and now - permit.started_at >= self._slow_s:
+            self._settle(permit, SLOW, now)
         else:
             self._give_back(permit)
 
@@ -320,7 +245,6 @@ class CircuitBreaker:
             failures=self._window.failures,
             slow=self._window.slow,
             probes=len(self._probes),
-            calls_total=self._calls,
             failures_total=self._failures,
             late=self._late,
             rejected=self._rejected,
@@ -337,7 +261,7 @@ class CircuitBreaker:
                 self._open("a probe hangs", now)
                 return self.acquire()  # anew: a listener may have moved it on
             if self._window.calls + len(self._probes) < self.config.permitted_number_of_calls_in_half_open_state:
-                probe = Permit(self, self._window, now)
+                probe = Permit(self._window, now)
                 self._probes.add(probe)
                 return probe
         elif self.state is State.OPEN and now >= self._open_until:
@@ -347,7 +271,6 @@ class CircuitBreaker:
         raise CircuitOpen(self.name, retry_after_s=self._left_s(now), because=_REFUSALS[self.state])
 
     def _settle(self, permit: Permit, outcome: int, now: float) -> None:
-        self._calls += 1
         self._failures += outcome & FAILED
         window = permit.window
         if window is not self._window:
@@ -373,8 +296,8 @@ class CircuitBreaker:
             elif window.calls == config.permitted_number_of_calls_in_half_open_state:
                 self._move(State.CLOSED, "every probe succeeded", now)
         elif self.state is State.CLOSED and window.calls >= config.minimum_number_of_calls:
-            failing = window.failure_rate >= config.failure_rate_threshold
-            if failing or window.slow_call_rate >= config.slow_call_rate_threshold:
+            failing = window.failures / window.calls >= config.failure_rate_threshold
+            if failing or window.slow / window.calls >= config.slow_call_rate_threshold:
                 self._open(str(window), now)
 
     def _open(self, reason: str, now: float) -> None:
@@ -406,15 +329,18 @@ class CircuitBreaker:
 
     def _announce(self, transition: Transition) -> None:
         level = logging.WARNING if transition.after in (State.OPEN, State.ISOLATED) else logging.INFO
-        change = {"from": transition.before, "to": transition.after, "reason": transition.reason}
-        logger.log(level, "circuit breaker", extra={"dependency": self.name, **change})
+        _, before, after, reason = transition
+        change = {"dependency": self.name, "from": before, "to": after, "reason": reason}
+        logger.log(level, "circuit breaker", extra=change)
         for listener in self._listeners:
             try:
                 listener(transition)
             except Exception:
                 logger.exception("listener of a circuit breaker failed", extra={"dependency": self.name})
 
-    def _counts(self, error: Exception) -> bool:
+    def _counts(self, error: BaseException) -> bool:
+        if not isinstance(error, Exception):  # if cancelled, then not the call, but something that it awaited
+            return isinstance(error, asyncio.CancelledError) and not is_cancelled(error)
         try:
             return self._is_failure(error)
         except Exception:

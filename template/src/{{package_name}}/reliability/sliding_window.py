@@ -34,16 +34,6 @@ class SlidingWindow:
     def __str__(self) -> str:
         return f"{self.failures} of {self.calls} calls failed, {self.slow} took too long"
 
-    @property
-    def failure_rate(self) -> float:
-        """Share of the calls that failed, 0 to 1; at least one call is there."""
-        return self.failures / self.calls
-
-    @property
-    def slow_call_rate(self) -> float:
-        """Share of the calls that were slow, 0 to 1; at least one call is there."""
-        return self.slow / self.calls
-
 
 class CountWindow(SlidingWindow):
     """The last `size` calls, one byte each."""
