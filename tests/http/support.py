@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from reliability.circuit_breaker import CircuitBreakerConfig
+from reliability.circuit_breaker_config import CircuitBreakerConfig
 from reliability.dependency import Dependency, DependencyLimits
 from reliability.http_client import HttpClient, HttpLimits
 from reliability.retry import RetryConfig

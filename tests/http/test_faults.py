@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 import anyio
 import pytest
-from reliability.circuit_breaker import CircuitBreakerConfig, State
+from reliability.circuit_breaker import State
+from reliability.circuit_breaker_config import CircuitBreakerConfig
 from reliability.errors import (
     CircuitOpen,
     ConnectionBroken,

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from reliability.chaos import Chaos, Faults
-from reliability.circuit_breaker import CircuitBreakerConfig, State
+from reliability.circuit_breaker import State
+from reliability.circuit_breaker_config import CircuitBreakerConfig
 from reliability.dependency import Dependency, DependencyLimits
 from reliability.dependency_statistics import DependencyTotals
 from reliability.errors import ConnectionBroken, DependencyTimeout

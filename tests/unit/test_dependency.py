@@ -12,7 +12,8 @@ import anyio.lowlevel
 import anyio.to_thread
 import pytest
 from reliability.chaos import Chaos
-from reliability.circuit_breaker import CircuitBreakerConfig, State
+from reliability.circuit_breaker import State
+from reliability.circuit_breaker_config import CircuitBreakerConfig
 from reliability.deadlines import deadline, remaining_s
 from reliability.dependency import Dependency, DependencyLimits
 from reliability.dependency_group import DependencyGroup
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.anyio, virtual_time]
 
 FAILURE = DependencyFailed("api", "It failed.")
+BROKEN = ConnectionError("reset")
 NO_WAIT = RetryConfig(wait_initial_s=0)
 
 
@@ -393,7 +395,7 @@ async def test_r58_nobody_queues_for_a_dependency_that_is_left_alone() -> None:
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(api.call, hang)
         await anyio.wait_all_tasks_blocked()
-        api.breaker.on_failure(api.breaker.acquire())
+        api.breaker.on_error(api.breaker.acquire(), BROKEN)
         begun = now()
         with pytest.raises(CircuitOpen):
             await api.call(answer)
@@ -411,7 +413,7 @@ async def test_r58_nobody_queues_even_when_it_is_tried_again_soon() -> None:
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(api.call, hang)
         await anyio.wait_all_tasks_blocked()
-        api.breaker.on_failure(api.breaker.acquire())
+        api.breaker.on_error(api.breaker.acquire(), BROKEN)
         await anyio.sleep(59.5)
         with pytest.raises(CircuitOpen):
             await api.call(answer)
@@ -439,7 +441,7 @@ async def test_r58_the_first_call_after_the_wait_may_queue_for_its_probe() -> No
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(lambda: api.call(lambda: anyio.sleep(61)))
         await anyio.lowlevel.checkpoint()
-        api.breaker.on_failure(api.breaker.acquire())
+        api.breaker.on_error(api.breaker.acquire(), BROKEN)
         await anyio.sleep(60)
         assert await api.call(answer) == "answer"
     assert api.breaker.state is State.HALF_OPEN
@@ -552,7 +554,7 @@ async def test_without_a_bound_as_many_calls_as_one_likes_are_in_progress() -> N
             tasks.start_soon(api.call, hang)
         await anyio.wait_all_tasks_blocked()
         found = api.statistics()
-        assert (found.totals.calls, found.in_flight, found.queued, found.totals.busy) == (1000, 0, 0, 0)
+        assert (found.totals.calls, found.in_flight, found.queued, found.totals.busy) == (1000, 1000, 0, 0)
         tasks.cancel_scope.cancel()
 
 
@@ -782,7 +784,7 @@ async def test_r46_a_cancellation_at_any_await_leaves_every_place_and_permit(ask
     async def work() -> None:
         if state is State.HALF_OPEN:
             api.breaker.reset()
-            api.breaker.on_failure(api.breaker.acquire())
+            api.breaker.on_error(api.breaker.acquire(), BROKEN)
             let_pass(60)
         holder = asyncio.ensure_future(ask(api, answer))  # so that the call has to queue
         try:

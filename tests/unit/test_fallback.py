@@ -21,7 +21,7 @@ from mcp.shared.exceptions import MCPError
 from mcp_types import CallToolResult, TextContent
 from pydantic import BaseModel, ConfigDict, Field
 from reliability import Limits, ReliableServer, instead, remaining_s, stale_cache, tool
-from reliability.circuit_breaker import CircuitBreakerConfig
+from reliability.circuit_breaker_config import CircuitBreakerConfig
 from reliability.deadlines import deadline
 from reliability.dependency import DependencyLimits
 from reliability.errors import DependencyFailed, Overloaded, ToolFailure

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.lowlevel
 import pytest
-from reliability.circuit_breaker import CircuitBreakerConfig, State, Transition
+from reliability.circuit_breaker import State, Transition
+from reliability.circuit_breaker_config import CircuitBreakerConfig
 from reliability.deadlines import deadline
 from reliability.dependency import Dependency, DependencyLimits
 from reliability.errors import (

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pytest
 from mcp import Client
 from reliability.chaos import Chaos
-from reliability.circuit_breaker import CircuitBreakerConfig
+from reliability.circuit_breaker_config import CircuitBreakerConfig
 from reliability.dependency import DependencyLimits
 from reliability.errors import DependencyFailed
 from reliability.health import Status

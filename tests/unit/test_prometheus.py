@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from reliability.cache import CacheStatistics
-from reliability.circuit_breaker import CircuitBreakerConfig
+from reliability.circuit_breaker_config import CircuitBreakerConfig
 from reliability.declarations import tool
 from reliability.dependency import DependencyLimits
 from reliability.errors import DependencyFailed, ToolFailure

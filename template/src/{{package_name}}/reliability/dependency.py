@@ -17,6 +17,7 @@ import errno
 import functools
 import math
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -29,11 +30,12 @@ import anyio
 from .bounds import bounded, check_bounds
 from .cancellation import is_cancelled
 from .chaos import Chaos
-from .circuit_breaker import CircuitBreaker, CircuitBreakerConfig, State, is_dependency_failure
+from .circuit_breaker import CircuitBreaker, State, is_dependency_failure
+from .circuit_breaker_config import CircuitBreakerConfig
 from .deadlines import Deadline, expires_at
 from .dependency_statistics import DependencyStatistics, DependencyTotals
 from .errors import ConnectionBroken, DependencyBusy, DependencyError, DependencyTimeout, NotEnoughTime
-from .health import Check, Unhealthy
+from .health import Check, check_of
 from .load_shedding import LoadShedder
 from .retry import Retry, RetryConfig
 
@@ -104,7 +106,13 @@ class Dependency:
         self.critical = critical
         self.breaker = CircuitBreaker(name, _breaker_config(limits), is_failure=self._counts, clock=clock)
         self.retry = Retry(limits.retry)
-        self._places = _bulkhead(name, limits)
+        self._places = LoadShedder(
+            max_concurrent=limits.max_concurrent or sys.maxsize,
+            max_queued=limits.max_queued,
+            queue_timeout_s=limits.queue_timeout_s,
+            what=f"The dependency {name!r}",
+            busy=functools.partial(DependencyBusy, name),
+        )
         self._chaos = None if chaos is None else chaos.of(name)
         self._is_failure = is_failure
         self._calls = self._timeouts = 0
@@ -129,7 +137,7 @@ class Dependency:
         """
         limit_s = self.limits.attempt_timeout_s if timeout_s is None else timeout_s
         try:
-            result = await self._attempt(work, limit_s)
+            result = await self._once(work, limit_s)
         except DependencyError as error:
             if not idempotent or not self.retry.may_cure(error):
                 raise
@@ -139,43 +147,30 @@ class Dependency:
             return result
         least_s = _least_s(limit_s)
         try:
-            return await self.retry.after(first, lambda: self._attempt(work, limit_s), min_attempt_s=least_s)
+            return await self.retry.after(first, lambda: self._once(work, limit_s), min_attempt_s=least_s)
         finally:
             del first  # its traceback holds this frame: what it holds would stay for the collector
 
     @asynccontextmanager
     async def guard(self, *, timeout_s: float | None = None) -> AsyncIterator[Attempt]:
         """The same as `call` around a body that cannot be done twice, such as a transaction; never a retry."""
-        limit_s = self.limits.attempt_timeout_s if timeout_s is None else timeout_s
-        if self._places is not None and not self._places.acquire_nowait():
-            await self._wait_for_place(self._places)
+        if not self._places.acquire_nowait():
+            self.breaker.check()
+            await self._places.acquire()
         try:
-            attempt = self._attempt_within(limit_s)
+            attempt = self._attempt(self.limits.attempt_timeout_s if timeout_s is None else timeout_s)
             with attempt:
                 if self._chaos is not None:
                     await self._chaos()
                 yield attempt
         finally:
-            if self._places is not None:
-                self._places.release()
+            self._places.release()
 
-    async def _attempt(self, work: Callable[[], Awaitable[T]], limit_s: float) -> T:
-        if self._places is not None and not self._places.acquire_nowait():
-            await self._wait_for_place(self._places)
-        try:
-            with self._attempt_within(limit_s):
-                if self._chaos is not None:
-                    await self._chaos()
-                return await work()
-        finally:
-            if self._places is not None:
-                self._places.release()
+    async def _once(self, work: Callable[[], Awaitable[T]], limit_s: float) -> T:
+        async with self.guard(timeout_s=limit_s):
+            return await work()
 
-    async def _wait_for_place(self, places: LoadShedder) -> None:
-        self.breaker.check()
-        await places.acquire()
-
-    def _attempt_within(self, limit_s: float) -> Attempt:
+    def _attempt(self, limit_s: float) -> Attempt:
         left_s = expires_at() - asyncio.get_running_loop().time()
         if left_s * _SHARE_OF_WHAT_IS_LEFT < limit_s and not _is_shielded():
             if left_s < _least_s(limit_s):
@@ -201,14 +196,7 @@ class Dependency:
 
     def check(self) -> Check:
         """Its health check: unhealthy while calls are refused."""
-
-        async def probe() -> str:
-            refusal = self.refusal
-            if refusal is not None:
-                raise Unhealthy(refusal)
-            return "calls go through"
-
-        return Check(name=self.name, probe=probe, critical=self.critical)
+        return check_of(self.name, lambda: self.refusal, well="calls go through", critical=self.critical)
 
     def statistics(self) -> DependencyStatistics:
         """A snapshot."""
@@ -216,15 +204,15 @@ class Dependency:
         return DependencyStatistics(
             name=self.name,
             state=breaker.state,
-            in_flight=0 if places is None else places.in_flight,
-            queued=0 if places is None else places.queued,
+            in_flight=places.in_flight,
+            queued=places.queued,
             retry_tokens=self.retry.budget.tokens,
             chaos=self._chaos is not None,
             totals=DependencyTotals(
                 calls=self._calls,
                 failures=breaker.failures_total,
                 timeouts=self._timeouts,
-                busy=0 if places is None else places.refused,
+                busy=places.refused,
                 rejected=breaker.rejected,
                 opened=breaker.transitions[State.OPEN],
                 retries=self.retry.retries,
@@ -255,9 +243,7 @@ class Attempt(Deadline):
         self._may_be_slower()
 
     def _may_be_slower(self) -> None:
-        longer_s = self._limit_s - self._dependency.limits.attempt_timeout_s
-        if longer_s > 0:
-            self._permit.started_at += longer_s
+        self._permit.started_at += max(0, self._limit_s - self._dependency.limits.attempt_timeout_s)
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
@@ -308,16 +294,4 @@ def _breaker_config(limits: DependencyLimits) -> CircuitBreakerConfig:
         config,
         slow_call_duration_threshold_s=slow_s if slow_s < math.inf else limit_s * _SHARE_OF_WHAT_IS_SLOW,
         max_wait_duration_in_half_open_state_s=max(lease_s, limit_s * 2),
-    )
-
-
-def _bulkhead(name: str, limits: DependencyLimits) -> LoadShedder | None:
-    if limits.max_concurrent is None:
-        return None
-    return LoadShedder(
-        max_concurrent=limits.max_concurrent,
-        max_queued=limits.max_queued,
-        queue_timeout_s=limits.queue_timeout_s,
-        what=f"The dependency {name!r}",
-        busy=functools.partial(DependencyBusy, name),
     )

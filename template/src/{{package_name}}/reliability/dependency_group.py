@@ -15,7 +15,7 @@ from .chaos import Chaos
 from .circuit_breaker import State, is_dependency_failure
 from .dependency import Dependency, DependencyLimits
 from .dependency_statistics import DependencyStatistics, DependencyTotals
-from .health import Check, Unhealthy
+from .health import Check, check_of
 
 
 class DependencyGroup:
@@ -69,13 +69,10 @@ class DependencyGroup:
     def check(self) -> Check:
         """The group's health check: unhealthy while calls to a member are refused."""
 
-        async def probe() -> str:
-            refused = [f"{member.name} is {member.refusal}" for member in self._members.values() if member.refusal]
-            if refused:
-                raise Unhealthy("; ".join(refused))
-            return "calls go through"
+        def refusals() -> str | None:
+            return "; ".join(f"{one.name} is {one.refusal}" for one in self._members.values() if one.refusal) or None
 
-        return Check(name=self.name, probe=probe, critical=self.critical)
+        return check_of(self.name, refusals, well="calls go through", critical=self.critical)
 
     def statistics(self) -> list[DependencyStatistics]:
         """A snapshot of each member."""

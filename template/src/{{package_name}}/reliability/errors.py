@@ -24,6 +24,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+_MOST_CAUSES, _LONGEST_WORDS = 4, 100
+
 
 class ReliabilityError(Exception):
     """Base of the tree.
@@ -168,3 +170,17 @@ class CircuitOpen(DependencyError):
             f"The dependency {dependency!r} is not asked, because {because}{when}",
             retry_after_s=retry_after_s,
         )
+
+
+def cause_of(error: BaseException) -> str:
+    """What `error` was raised from, for the log: the types, and the operating system's words.
+
+    Nothing else of their texts, because these may quote what a dependency has sent.
+    """
+    found: list[str] = []
+    cause = error.__cause__
+    while cause is not None and len(found) < _MOST_CAUSES:
+        words = cause.strerror if isinstance(cause, OSError) else None
+        found.append(type(cause).__name__ + (f" ({words[:_LONGEST_WORDS]})" if isinstance(words, str) else ""))
+        cause = cause.__cause__
+    return ", from ".join(found)

@@ -65,6 +65,25 @@ class Unhealthy(Exception):
     """Raised by a probe; its text is shown in the report."""
 
 
+def check_of(name: str, trouble: Callable[[], str | None], *, well: str, critical: bool = False) -> Check:
+    """A check of what is known without asking.
+
+    Args:
+        name: As in `Check`.
+        trouble: Says what is wrong; None when nothing is.
+        well: What the report says then.
+        critical: As in `Check`.
+    """
+
+    async def probe() -> str:
+        found = trouble()
+        if found is not None:
+            raise Unhealthy(found)
+        return well
+
+    return Check(name=name, probe=probe, critical=critical)
+
+
 @dataclass(frozen=True, kw_only=True)
 class HealthReport:
     """Everything an operator wants to see at one glance (R14)."""

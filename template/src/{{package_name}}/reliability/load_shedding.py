@@ -90,15 +90,10 @@ class LoadShedder:
     async def _wait_for_place(self) -> None:
         if self.queued >= self.max_queued:
             raise self._refuse(f"{self.max_concurrent} calls are running and {self.queued} are waiting")
-        self.queued += 1
-        try:
-            with anyio.move_on_after(self.queue_timeout_s) as scope:
-                await self._places.acquire()
-                return
-        finally:
-            self.queued -= 1
-        if scope.cancelled_caught:
-            raise self._refuse(f"no place came free within {self.queue_timeout_s:g} s")
+        with anyio.move_on_after(self.queue_timeout_s):
+            await self.reacquire()
+            return
+        raise self._refuse(f"no place came free within {self.queue_timeout_s:g} s")
 
     def _refuse(self, why: str) -> ReliabilityError:
         self.refused += 1

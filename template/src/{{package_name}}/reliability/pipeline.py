@@ -14,15 +14,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mcp.server.mcpserver.exceptions import ResourceNotFoundError
 from mcp.shared.exceptions import MCPError
 
 from .cancellation import is_cancelled
 from .deadlines import Deadline, deadline, paused
-from .errors import DeadlineExceeded, DependencyError, DependencyTimeout, Overloaded, ToolFailure
-from .health import Check, Unhealthy
+from .errors import DeadlineExceeded, DependencyError, DependencyTimeout, Overloaded, ToolFailure, cause_of
+from .health import Check, check_of
 from .load_shedding import LoadShedder
 from .logs import log_context
 from .metrics import CallMetrics, Outcome
@@ -155,6 +155,7 @@ class Pipeline:
         limit = deadline(call.timeout_s)
         self._running.add(limit)
         outcome = Outcome.ERROR
+        about: dict[str, Any] = {}
         try:
             with limit:
                 result = await (work() if always_admit or _place.get() else self._admit(work))
@@ -167,7 +168,7 @@ class Pipeline:
             logger.exception("call failed unexpectedly")
             raise RuntimeError("something that the call awaited was cancelled") from error
         except Exception as error:
-            outcome = _outcome_of_failure(error)
+            outcome, about = _outcome_of_failure(error)
             raise
         finally:
             self._running.remove(limit)
@@ -175,7 +176,8 @@ class Pipeline:
             self.metrics.finished(call.name, outcome, duration_s)
             level = logging.INFO if outcome in _EXPECTED else logging.WARNING
             if logger.isEnabledFor(level):
-                logger.log(level, "call", extra={"outcome": outcome, "duration_ms": round(duration_s * 1000, 3)})
+                about.update(outcome=outcome, duration_ms=round(duration_s * 1000, 3))
+                logger.log(level, "call", extra=about)
             log_context.reset(context)
 
     async def _admit(self, work: Callable[[], Awaitable[T]]) -> T:
@@ -190,30 +192,27 @@ class Pipeline:
             self._give_back(place)
 
 
-def _outcome_of_failure(error: Exception) -> Outcome:
-    """How a call that raised counts; what its author did not foresee is logged."""
+def _outcome_of_failure(error: Exception) -> tuple[Outcome, dict[str, Any]]:
+    """How a call that raised counts, and what its log line says of it; what its author did not foresee has one more."""
     match error:
         case DeadlineExceeded():
-            return Outcome.TIMEOUT
+            return Outcome.TIMEOUT, {}
         case Overloaded():
-            return Outcome.REJECTED
+            return Outcome.REJECTED, {}
         case ToolFailure() | MCPError() | ResourceNotFoundError():
-            return Outcome.TOOL_ERROR
-        case DependencyError(dependency=dependency, kind=kind, text=text):
-            about = {"dependency": dependency, "kind": kind, "text": text, "cause": repr(error.__cause__)}
-            logger.warning("dependency failed", extra=about)  # no traceback: while it is down, this is every call
-            return Outcome.TIMEOUT if isinstance(error, DependencyTimeout) else Outcome.ERROR
+            return Outcome.TOOL_ERROR, {}
+        case DependencyError(dependency=dependency, kind=kind, text=text):  # without a traceback: it may be every call
+            about = {"dependency": dependency, "kind": kind, "text": text, "cause": cause_of(error)}
+            return Outcome.TIMEOUT if isinstance(error, DependencyTimeout) else Outcome.ERROR, about
     logger.error("call failed unexpectedly", exc_info=error)
-    return Outcome.ERROR
+    return Outcome.ERROR, {}
 
 
 def overdue_check(pipeline: Pipeline) -> Check:
     """Degraded while tools ignore the end of their deadline: nothing but a restart frees their places."""
 
-    async def probe() -> str:
+    def trouble() -> str | None:
         overdue = pipeline.overdue()
-        if overdue:
-            raise Unhealthy(f"{overdue} calls go on after their deadline: their tools swallow the cancellation")
-        return "every call ends in time"
+        return f"{overdue} calls go on after their deadline: their tools swallow the cancellation" if overdue else None
 
-    return Check(name="calls", probe=probe, critical=False)
+    return check_of("calls", trouble, well="every call ends in time")
