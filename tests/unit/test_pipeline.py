@@ -349,21 +349,23 @@ async def test_r44_a_call_that_asks_a_person_is_not_overdue() -> None:
     assert await setup.pipeline.run(call(timeout_s=10), asking) == pytest.approx(10)
 
 
-async def test_r52_a_failed_dependency_is_logged_with_its_cause_and_without_a_traceback(
+async def test_r6_a_failed_dependency_is_one_line_with_its_cause_and_without_a_traceback(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def refused() -> NoReturn:
-        raise DependencyFailed("api", "The connection to 'api' broke.") from ConnectionResetError("reset by peer")
+        broken = ConnectionResetError(104, "Connection reset by peer")
+        raise DependencyFailed("api", "The connection to 'api' broke.") from broken
 
     with pytest.raises(DependencyFailed):
         await Setup().pipeline.run(call(), refused)
-    (record, _) = caplog.records
-    assert (record.getMessage(), record.levelname, record.exc_info) == ("dependency failed", "WARNING", None)
-    assert {name: record.__dict__[name] for name in ("dependency", "kind", "text", "cause")} == {
+    (record,) = caplog.records
+    assert (record.getMessage(), record.levelname, record.exc_info) == ("call", "WARNING", None)
+    assert {name: record.__dict__[name] for name in ("outcome", "dependency", "kind", "text", "cause")} == {
+        "outcome": "error",
         "dependency": "api",
         "kind": "dependency_failed",
         "text": "The connection to 'api' broke.",
-        "cause": "ConnectionResetError('reset by peer')",
+        "cause": "ConnectionResetError (Connection reset by peer)",
     }
 
 
