@@ -105,11 +105,11 @@ class Model:
 
     def end(self, call: ModelCall, how: End, now: float, random: float) -> None:
         slow = now - call.began >= self.config.slow_call_duration_threshold_s
-        counts = how in ("success", "failure") or (how == "cancelled" and slow)
+        counts = not call.ended and (how in ("success", "failure") or (how == "cancelled" and slow))
         if counts:
             self.failures += how == "failure"
-            self.late += call.ended or call.era != self.era
-        if counts and not call.ended and call.era == self.era:
+            self.late += call.era != self.era
+        if counts and call.era == self.era:
             self.ends.append((now, how == "failure", slow))
             self.judge(now, random)
         call.ended = True

@@ -271,12 +271,13 @@ class CircuitBreaker:
         raise CircuitOpen(self.name, retry_after_s=self._left_s(now), because=_REFUSALS[self.state])
 
     def _settle(self, permit: Permit, outcome: int, now: float) -> None:
+        window, permit.window = permit.window, None
+        if window is None:
+            return
         self._failures += outcome & FAILED
-        window = permit.window
         if window is not self._window:
             self._late += 1
             return
-        permit.window = None
         if now - permit.started_at >= self._slow_s:
             outcome |= SLOW
         window.record(outcome, now)

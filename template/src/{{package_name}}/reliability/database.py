@@ -20,7 +20,7 @@ from typing import Any, Protocol, Self, TypeAlias, TypeVar
 import anyio
 
 from . import pool
-from .dependency import Dependency
+from .dependency import Attempt, Dependency
 from .errors import DependencyError
 from .pool import Pool, PoolStatistics
 
@@ -97,25 +97,25 @@ class Database:
 
     async def execute(self, sql: str, *args: Any) -> int:
         """The number of rows that were inserted, updated or deleted."""
-        async with self._session(self._writers) as connection:
+        async with self._session(self._writers) as (connection, _):
             return await connection.execute(sql, *args)
 
     @asynccontextmanager
     async def transaction(self, *, read_only: bool = False) -> AsyncIterator[Transaction]:
         """All or nothing of the body, within the dependency's limit; with `read_only` it sees one unchanging state."""
-        async with self._session(self._readers if read_only else self._writers) as connection:
+        async with self._session(self._readers if read_only else self._writers) as (connection, attempt):
             await connection.begin(read_only=read_only)
-            with Transaction(connection).lasting() as transaction:
+            with Transaction(connection, attempt).lasting() as transaction:
                 self._current.set(transaction)
                 yield transaction
             await connection.execute("COMMIT")
 
     async def _read(self, read: Callable[[Connection], Awaitable[T]]) -> T:
-        async with self._session(self._readers) as connection:
+        async with self._session(self._readers) as (connection, _):
             return await read(connection)
 
     @asynccontextmanager
-    async def _session(self, lender: Pool[Any]) -> AsyncIterator[Connection]:
+    async def _session(self, lender: Pool[Any]) -> AsyncIterator[tuple[Connection, Attempt]]:
         """A guarded connection. Only the database's own failures pass the guard: the others are not its fault."""
         current = self._current.get()
         if current is not None and not current.ended:
@@ -127,7 +127,7 @@ class Database:
                 if waits_for_others:
                     attempt.begin()  # they were slow, not the database
                 try:
-                    yield connection
+                    yield connection, attempt
                 except Exception as error:
                     if isinstance(error, DependencyError) and error.dependency == self.name:
                         raise
@@ -145,8 +145,9 @@ class Transaction:
     What may fail goes into a transaction within it, which is undone alone.
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, attempt: Attempt) -> None:
         self._connection = connection
+        self._attempt = attempt
         self._busy = False
         self._failed = False
         self.lost = False
@@ -178,7 +179,7 @@ class Transaction:
     async def transaction(self) -> AsyncIterator[Transaction]:
         """A part that is undone alone when its body raises; a cancellation undoes the whole."""
         await self.execute("SAVEPOINT part")
-        part, self._busy = Transaction(self._connection), True
+        part, self._busy = Transaction(self._connection, self._attempt), True
         try:
             with part.lasting():
                 yield part
@@ -202,6 +203,8 @@ class Transaction:
         except BaseException as error:
             self._failed = True
             self.lost = isinstance(error, DependencyError) or not isinstance(error, Exception)
+            if isinstance(error, DependencyError):
+                self._attempt.count(error)  # the body may catch it
             raise
         finally:
             self._busy = False

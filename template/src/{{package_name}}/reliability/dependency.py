@@ -242,6 +242,10 @@ class Attempt(Deadline):
         self._dependency.breaker.begin(self._permit)
         self._may_be_slower()
 
+    def count(self, error: DependencyError) -> None:
+        """The dependency has failed, whatever the body makes of `error`; how the body ends does not count any more."""
+        self._dependency.breaker.on_error(self._permit, error)
+
     def _may_be_slower(self) -> None:
         self._permit.started_at += max(0, self._limit_s - self._dependency.limits.attempt_timeout_s)
 

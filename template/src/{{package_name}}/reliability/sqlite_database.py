@@ -110,7 +110,7 @@ class SqliteDatabase(Database):
         except sqlite3.OperationalError as error:
             if _code(error) != sqlite3.SQLITE_READONLY:
                 raise
-        async with self._session(self._writers) as connection:
+        async with self._session(self._writers) as (connection, _):
             return await read(connection)
 
 
