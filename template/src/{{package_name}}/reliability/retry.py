@@ -20,8 +20,8 @@ from .errors import CircuitOpen, DependencyBusy, DependencyError
 
 T = TypeVar("T")
 
-_UNITS = 1000
-"""A token is counted in thousandths, because sums of 0.1 are not exact."""
+_DIGITS = 3
+"""Tokens are exact to a thousandth: sums of 0.1 would never reach a whole one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,26 +58,20 @@ class RetryBudget:
         config: `budget_tokens` is what it begins with and never exceeds.
     """
 
-    __slots__ = ("_full", "_income", "_units")
-
     def __init__(self, config: RetryConfig) -> None:
-        self._full = self._units = round(config.budget_tokens * _UNITS)
-        self._income = round(config.tokens_per_success * _UNITS)
-
-    @property
-    def tokens(self) -> float:
-        """What is left."""
-        return self._units / _UNITS
+        self.tokens = self._full = round(config.budget_tokens, _DIGITS)
+        self._income = config.tokens_per_success
 
     def earn(self) -> None:
         """A call succeeded at its first attempt."""
-        self._units = min(self._full, self._units + self._income)
+        if self.tokens < self._full:
+            self.tokens = min(self._full, round(self.tokens + self._income, _DIGITS))
 
     def spend(self) -> bool:
         """Pay for one retry; False when there is less than a token."""
-        if self._units < _UNITS:
+        if self.tokens < 1:
             return False
-        self._units -= _UNITS
+        self.tokens = round(self.tokens - 1, _DIGITS)
         return True
 
 
@@ -136,7 +130,8 @@ class Retry:
         if attempts >= self.config.attempts or not self.may_cure(error):
             return None
         asked_s = error.retry_after_s
-        wait_s = self._backoff_s(attempts) if asked_s is None else asked_s
+        backoff_s = min(self.config.wait_max_s, self.config.wait_initial_s * 2.0 ** (attempts - 1))
+        wait_s = backoff_s if asked_s is None else asked_s
         wait_s += wait_s * self.config.wait_jitter * self._random()
         if (asked_s or 0) > self.config.retry_after_max_s or wait_s + min_attempt_s > remaining_s():
             return None
@@ -145,6 +140,3 @@ class Retry:
             return None
         self.retries += 1
         return wait_s
-
-    def _backoff_s(self, attempts: int) -> float:
-        return min(self.config.wait_max_s, self.config.wait_initial_s * 2.0 ** (attempts - 1))
