@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import Field, SecretStr
 from reliability.configuration import (
+    ChaosPlan,
     CommaSeparated,
     ConfigurationError,
     EnvironmentSettings,
@@ -48,6 +49,8 @@ class Settings(EnvironmentSettings):
     roots: UserPaths = Field(default=[])
     window: int = Field(10, ge=1, le=100)
     minimum: Annotated[int, at_most("window")] = Field(5, ge=1, le=100, validate_default=True)
+    environment: Literal["development", "production"] = "production"
+    chaos: ChaosPlan = ""
 
 
 def complaints(monkeypatch: pytest.MonkeyPatch, **values: str) -> list[str]:
@@ -146,6 +149,19 @@ def test_no_address_shows_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
         f"MY_SERVER_API_URL=(hidden) is not valid: {LIKE_AN_ADDRESS}.",
         "MY_SERVER_DATABASE_URL=(hidden) is not valid: it must be like postgresql://user:password@host:5432/database.",
     ]
+
+
+def test_faults_are_refused_in_production_by_the_name_of_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    sentence = "it is refused while ENVIRONMENT is 'production': set that to 'development' for a rehearsal"
+    assert complaints(monkeypatch, CHAOS="api: error") == [f"MY_SERVER_CHAOS='api: error' is not valid: {sentence}."]
+    monkeypatch.setenv("MY_SERVER_ENVIRONMENT", "development")
+    assert load_settings(Settings).chaos == "api: error"
+
+
+@pytest.mark.parametrize("plan", ["", " ; "])
+def test_a_plan_without_faults_may_be_set_in_production(monkeypatch: pytest.MonkeyPatch, plan: str) -> None:
+    monkeypatch.setenv("MY_SERVER_CHAOS", plan)
+    assert load_settings(Settings).environment == "production"
 
 
 def test_without_variables_the_defaults_apply() -> None:

@@ -14,7 +14,7 @@ import logging
 import random
 import re
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import anyio
 
@@ -24,15 +24,12 @@ logger = logging.getLogger(__name__)
 
 _EVERY_OTHER = "*"
 _FAULT = re.compile(
-    r"(?P<kind>latency|error|hang)"
-    r"(?:=(?P<amount>\d+(?:\.\d+)?)(?P<unit>ms|s))?"
-    r"(?:@(?P<share>\d+(?:\.\d+)?))?"
+    r"(?:(?P<kind>error|hang)|latency=(?P<amount>\d+(?:\.\d+)?)(?P<unit>ms|s))(?:@(?P<share>\d+(?:\.\d+)?))?"
 )
 _SYNTAX = "write e.g. 'api: latency=2s@0.3, error@0.1, hang@0.05; database: error'"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Faults:
+class Faults(NamedTuple):
     """What happens to the calls of one dependency.
 
     Args:
@@ -77,15 +74,6 @@ class Chaos:
             faults[name] = _faults(listed)
         return cls(faults, draw=draw) if faults else None
 
-    def refuse_in_production(self, environment: str) -> None:
-        """Make sure that nobody's real calls fail for a rehearsal.
-
-        Raises:
-            ValueError: The environment is called `production`.
-        """
-        if environment.strip().lower() == "production":
-            raise ValueError("chaos is on, and the environment is 'production': turn one of them off.")
-
     def announce(self, dependencies: Collection[str]) -> None:
         """Say in the log, so that nobody can miss it, what is going to fail, and what is not because it is not there.
 
@@ -119,23 +107,15 @@ class Chaos:
 def _faults(listed: str) -> Faults:
     values: dict[str, float] = {}
     for text in map(str.strip, listed.split(",")):
-        kind, share, latency_s = _fault(text)
+        found = _FAULT.fullmatch(text)
+        if found is None:
+            raise ValueError(f"the fault {text!r} is not understood: {_SYNTAX}.")
+        kind, share = found["kind"] or "latency", float(found["share"] or 1)
         if kind in values:
             raise ValueError(f"{kind!r} is there twice for one dependency: {_SYNTAX}.")
+        if share > 1:
+            raise ValueError(f"{text!r}: the share after '@' is more than 1.")
         values[kind] = share
-        if latency_s is not None:
-            values["latency_s"] = latency_s
+        if found["amount"]:
+            values["latency_s"] = float(found["amount"]) / (1000 if found["unit"] == "ms" else 1)
     return Faults(**values)
-
-
-def _fault(text: str) -> tuple[str, float, float | None]:
-    found = _FAULT.fullmatch(text)
-    if found is None:
-        raise ValueError(f"the fault {text!r} is not understood: {_SYNTAX}.")
-    kind, amount, unit, share = found.group("kind", "amount", "unit", "share")
-    if (kind == "latency") != (amount is not None):
-        raise ValueError(f"{text!r}: 'latency' needs a duration such as =2s, and the others take none.")
-    if share is not None and float(share) > 1:
-        raise ValueError(f"{text!r}: the share after '@' is more than 1.")
-    latency_s = None if amount is None else float(amount) / (1000 if unit == "ms" else 1)
-    return kind, 1.0 if share is None else float(share), latency_s

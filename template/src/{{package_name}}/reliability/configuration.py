@@ -110,8 +110,8 @@ UserPaths = Annotated[CommaSeparated, AfterValidator(lambda paths: [str(_user_pa
 def _chaos_plan(text: str, others: ValidationInfo) -> str:
     from .chaos import Chaos  # only where there is a plan: it would slow every start
 
-    if chaos := Chaos.parse(text):
-        chaos.refuse_in_production(others.data.get("environment", "production"))
+    if Chaos.parse(text) is not None and others.data.get("environment", "production") == "production":
+        raise ValueError("it is refused while ENVIRONMENT is 'production': set that to 'development' for a rehearsal")
     return text
 
 
