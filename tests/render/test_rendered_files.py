@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import json
 import re
+import subprocess
+import sys
 import tomllib
 from typing import TYPE_CHECKING, Any
 
@@ -132,6 +134,15 @@ def test_the_licence_names_its_holder(render: Renderer, license_name: str) -> No
     title = {"MIT": "MIT License", "Apache-2.0": "Apache License", "BSD-3-Clause": "BSD 3-Clause License"}
     assert text.lstrip().startswith(title[license_name])
     assert metadata(project)["license"] == license_name
+
+
+def test_a_default_that_cannot_be_asked_is_a_wrong_setting(render: Renderer) -> None:
+    """The question knows the form of an address; what the server makes of it, the server says (R4)."""
+    source = render(api_url="https://127.1") / "src"
+    command = [sys.executable, "-m", next(source.iterdir()).name]
+    found = subprocess.run(command, cwd=source, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    assert (found.returncode, len(found.stderr.splitlines())) == (2, 1)
+    assert "_API_URL='https://127.1' is not valid: " in found.stderr
 
 
 def test_a_private_project_cannot_be_uploaded_by_accident(render: Renderer) -> None:
