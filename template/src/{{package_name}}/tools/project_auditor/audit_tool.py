@@ -1,6 +1,8 @@
 """The tool `audit-project`."""
 
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,13 +12,14 @@ from pydantic import BaseModel, Field
 from ...app import App
 from ...reliability import ToolFailure, stale_cache, tool
 from .analysis import audit
-from .files import Sources
+from .files import SourceFile, Sources
 from .findings import ORDER, RULES
 from .patterns import scan
 from .process import analyse
 
 SHOWN_OF_A_RULE = 8
 SCAN_S = 4.0
+_turn = threading.Lock()
 
 ProjectPath = Annotated[
     str, Field(max_length=1_000, description="A directory or a file; relative paths begin at the first allowed root")
@@ -76,10 +79,25 @@ class Found(BaseModel):
         )
 
 
+class _InTurns(Sources):
+    """One thread at a time reads a file and looks at it.
+
+    Eight that compute side by side are no faster, and the event loop gets its turn after all of them, up to 0.1 s late.
+    """
+
+    def __iter__(self) -> Iterator[SourceFile]:
+        files = super().__iter__()
+        while True:
+            with _turn:
+                if (file := next(files, None)) is None:
+                    return
+                yield file
+
+
 def scan_project(ctx: Context[App], path: ProjectPath = ".", rule: str | None = None, max_findings: int = 40) -> Audit:
     """The fallback of `audit_project`: quick, in this process, and with little that could go wrong."""
     root = ctx.request_context.lifespan_context.paths.resolve(path)
-    found = Found.model_validate(audit(Sources(root, until=time.monotonic() + SCAN_S), scan))
+    found = Found.model_validate(audit(_InTurns(root, until=time.monotonic() + SCAN_S), scan))
     return found.report(root, "patterns", rule, max_findings)
 
 

@@ -1,10 +1,12 @@
 """The tool `git-churn`."""
 
+import itertools
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+import anyio.to_thread
 from mcp.server.mcpserver import Context
 from pydantic import BaseModel, Field
 
@@ -54,16 +56,22 @@ async def git_churn(
         *("log", f"--since={days} days ago", f"--max-count={MAX_COMMITS}", "--no-merges", "--format=%x01%as%x01%aN"),
         *("-z", "--numstat", "--no-renames", "--no-ext-diff", "--no-textconv", "--relative", "--", str(root)),
     )
+    return await anyio.to_thread.run_sync(lambda: _churn(log, root, directory, days, limit), abandon_on_cancel=True)
+
+
+def _churn(log: ProgramResult, root: Path, directory: Path, days: int, limit: int) -> Churn:
+    """It takes a second for a long history, and looks at files."""
     history = History()
     for part in log.text.split("\0"):
         history.add(part.strip("\n"))
     files = sorted(history.files.items(), key=lambda item: (-item[1].commits, -item[1].added - item[1].deleted))
+    hot_files = (f"{name}: {changes}" for name, changes in files if (directory / name).exists())
     return Churn(
         root=str(root),
         days=days,
         commits=history.commits.total(),
         authors=dict(history.commits.most_common(10)),
-        hot_files=[f"{name}: {changes}" for name, changes in files if (directory / name).exists()][:limit],
+        hot_files=list(itertools.islice(hot_files, limit)),
         complete=not log.truncated and history.commits.total() < MAX_COMMITS,
     )
 
