@@ -19,7 +19,8 @@ import httpx2
 import pytest
 from pydantic import BaseModel
 from reliability.allowed_hosts import AllowedHosts
-from reliability.circuit_breaker import CircuitBreakerConfig, State
+from reliability.circuit_breaker import State
+from reliability.circuit_breaker_config import CircuitBreakerConfig
 from reliability.deadlines import deadline
 from reliability.dependency import Dependency, DependencyLimits
 from reliability.dependency_group import DependencyGroup
@@ -737,6 +738,23 @@ async def test_r58_each_server_of_a_group_has_a_breaker_of_its_own() -> None:
         "apis/broken.test": State.OPEN,
         "apis/well.test": State.CLOSED,
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "spellings"),
+    [
+        ("api.test", ["https://api.test", "https://API.test:443/x", "https://api.test."]),
+        ("api.test:8443", ["https://api.test:8443", "https://api.test.:8443/x"]),
+        ("127.0.0.1:80", ["https://127.0.0.1:80", "https://[::ffff:127.0.0.1]:80", "https://[::ffff:7f00:1]:80"]),
+        ("[::1]:80", ["https://[::1]:80", "https://[0:0:0:0:0:0:0:1]:80"]),
+    ],
+)
+async def test_r58_a_server_has_one_breaker_however_its_name_is_spelt(name: str, spellings: list[str]) -> None:
+    group, hosts = DependencyGroup("apis"), AllowedHosts("*:*", "127.0.0.1:*", "[::1]:*")
+    async with client(Upstream(), base_url="", dependency=group, allowed_hosts=hosts) as http:
+        for url in spellings:
+            await http.get(url)
+    assert {s.name: s.totals.calls for s in group.statistics()} == {f"apis/{name}": len(spellings)}
 
 
 async def test_r58_a_redirect_is_counted_for_the_server_that_it_leads_to() -> None:

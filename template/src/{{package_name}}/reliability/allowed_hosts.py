@@ -177,6 +177,13 @@ def _canonical(host: str) -> str:
     return host if _NAME.fullmatch(host) and not _NUMBER.fullmatch(host) else ""
 
 
+def server_name(url: httpx2.URL) -> str:
+    """`host[:port]` of a URL that `check` has let pass: the same for every spelling of the host."""
+    host = _canonical(url.raw_host.decode())
+    host = f"[{host}]" if ":" in host else host
+    return host if url.port is None else f"{host}:{url.port}"
+
+
 def address_of(text: str) -> Address | None:
     """The address that `text` spells, out of its IPv6 disguise; None for anything else."""
     try:

@@ -25,7 +25,7 @@ from typing import Any, Self, TypedDict, Unpack
 
 import httpx2
 
-from .allowed_hosts import AllowedHosts
+from .allowed_hosts import AllowedHosts, server_name
 from .bounds import bounded, check_bounds
 from .deadlines import cleanup, expires_at
 from .dependency import Dependency
@@ -213,7 +213,7 @@ class HttpClient:
 
     def _of(self, url: httpx2.URL) -> Dependency:
         group = self._dependency
-        return group.of(url.netloc.decode()) if isinstance(group, DependencyGroup) else group
+        return group.of(server_name(url)) if isinstance(group, DependencyGroup) else group
 
     def _build(self, method: str, url: str, options: RequestOptions) -> httpx2.Request:
         if method not in _METHODS:
