@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
-from reliability.circuit_breaker import CircuitBreakerConfig
+from reliability.circuit_breaker_config import CircuitBreakerConfig
 from reliability.deadlines import deadline
 from reliability.dependency import Dependency, DependencyLimits
 from reliability.errors import (
@@ -199,6 +199,17 @@ async def test_after_a_failed_statement_a_transaction_can_only_be_undone(notes: 
             with pytest.raises(ConstraintViolated):
                 await transaction.execute(INSERT, "a")
     assert await titles(notes) == []
+
+
+async def test_r38_a_transaction_is_for_one_task_at_a_time(notes: PostgresDatabase) -> None:
+    async with notes.transaction() as transaction:
+        first = asyncio.ensure_future(transaction.execute(INSERT, "a"))
+        await asyncio.sleep(0)
+        with pytest.raises(RuntimeError, match="in one task at a time"):
+            await transaction.execute(INSERT, "b")
+        await first
+        await transaction.execute(INSERT, "c")
+    assert await titles(notes) == ["a", "c"]
 
 
 async def test_within_a_transaction_the_databases_own_methods_are_refused(notes: PostgresDatabase) -> None:

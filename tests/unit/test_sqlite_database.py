@@ -10,14 +10,14 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
 from reliability import sqlite_database
-from reliability.circuit_breaker import CircuitBreakerConfig
+from reliability.circuit_breaker_config import CircuitBreakerConfig
 from reliability.deadlines import deadline
 from reliability.dependency import Dependency, DependencyLimits
 from reliability.errors import (
@@ -245,6 +245,31 @@ async def test_a_transaction_is_of_no_use_after_its_end(notes: SqliteDatabase) -
         pass
     with pytest.raises(RuntimeError, match="has ended"):
         await transaction.fetch_all("SELECT 1")
+
+
+async def test_r38_a_transaction_is_for_one_task_at_a_time(notes: SqliteDatabase) -> None:
+    async with notes.transaction() as transaction:
+        first = asyncio.ensure_future(transaction.execute(INSERT, "a"))
+        await asyncio.sleep(0)
+        with pytest.raises(RuntimeError, match="in one task at a time"):
+            await transaction.execute(INSERT, "b")
+        await first
+        await transaction.execute(INSERT, "c")
+    assert await titles(notes) == ["a", "c"]
+
+
+async def test_r38_while_a_part_of_a_transaction_is_open_the_whole_is_not_used(notes: SqliteDatabase) -> None:
+    """What it did would be undone with the part."""
+    async with notes.transaction() as transaction:
+        with pytest.raises(LookupError):
+            async with transaction.transaction() as part:
+                await part.execute(INSERT, "a")
+                for misuse in (transaction.execute(INSERT, "b"), transaction.transaction().__aenter__()):
+                    with pytest.raises(RuntimeError, match="in one task at a time"):
+                        await misuse
+                raise LookupError
+        await transaction.execute(INSERT, "c")
+    assert await titles(notes) == ["c"]
 
 
 async def test_within_a_transaction_the_databases_own_methods_are_refused(notes: SqliteDatabase) -> None:
@@ -637,6 +662,21 @@ async def test_a_full_disk_is_a_failure_and_the_connection_goes_on(notes: Sqlite
     assert (await titles(notes), closed(notes), failures(notes)) == (["small"], 0, 3)
 
 
+async def test_r55_a_failure_of_the_database_counts_whatever_the_transaction_makes_of_it(notes: SqliteDatabase) -> None:
+    await notes.execute("PRAGMA max_page_count = 20")
+    with pytest.raises(RuntimeError, match="A statement failed"):
+        async with notes.transaction() as transaction:
+            with suppress(DependencyFailed):
+                await transaction.execute(INSERT, "x" * 200_000)
+    with pytest.raises(ToolFailure, match="too long"):
+        async with notes.transaction() as transaction:
+            try:
+                await transaction.execute(INSERT, "x" * 200_000)
+            except DependencyFailed:
+                raise ToolFailure("It is too long.") from None
+    assert (await titles(notes), failures(notes)) == ([], 2)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="file sizes are limited on POSIX")
 async def test_a_file_that_may_not_grow_is_a_failure_and_heals(notes: SqliteDatabase) -> None:
     import resource
@@ -778,3 +818,12 @@ async def test_a_file_system_without_wal_is_logged(
 def test_a_database_in_memory_is_refused() -> None:
     with pytest.raises(ValueError, match="a database of its own"):
         make(Path(":memory:"))
+
+
+async def test_r41_whichever_connection_closes_last_leaves_no_log_of_wal_mode_behind(path: Path) -> None:
+    for _ in range(10):
+        async with make(path) as database:
+            await database.execute(INSERT, "a")
+            await titles(database)
+            await database.execute("DELETE FROM notes")
+        assert [found.name for found in path.parent.iterdir()] == [path.name]
