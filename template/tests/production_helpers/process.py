@@ -130,11 +130,12 @@ class ServerProcess:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
-        if self._reader is not None:
-            self._reader.join(BUSY_MACHINE_S)  # its pipe has ended
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                pipe.close()
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        if self._reader is not None:  # the pipe is its own: a program that the server has left behind may hold it open
+            self._reader.join(BUSY_MACHINE_S)
+        elif self.process.stdout is not None:
+            self.process.stdout.close()
         if exc is not None:
             sys.stderr.write(self.stderr())  # pytest shows it beside the failure
         self._directory.cleanup()
@@ -259,7 +260,7 @@ class ServerProcess:
 
     def _read(self, deliver: Any, end: Any) -> None:
         assert self.process.stdout is not None
-        with open(self.process.stdout.fileno(), "rb", closefd=False) as stdout:
+        with self.process.stdout as pipe, open(pipe.fileno(), "rb", closefd=False) as stdout:
             for line in stdout:
                 try:
                     jsonrpc_message_adapter.validate_json(line)
