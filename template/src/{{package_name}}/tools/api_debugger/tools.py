@@ -143,7 +143,10 @@ async def load_openapi(
     limit: Annotated[int, Field(ge=0, le=500)] = 50,
     name: Name = "",
 ) -> ApiSummary:
-    """Read an OpenAPI document (JSON) and list its operations. The other tools use it from then on."""
+    """Read an OpenAPI document (JSON) and list its operations. The other tools use it from then on.
+
+    All clients of this server share what is loaded: nothing secret belongs there.
+    """
     app = ctx.request_context.lifespan_context
     if source.lstrip().startswith("{") or "\n" in source:
         text: str | bytes = source
@@ -194,7 +197,8 @@ def ingest_logs(
 ) -> LogReport:
     """Sum up logs of HTTP requests by endpoint: statuses and how long they took. `explain_failure` uses them, too.
 
-    Takes HAR, as browsers export it, and one JSON object a line, as most servers log.
+    Takes HAR, as browsers export it, and one JSON object a line, as most servers log. All clients of this server share
+    what is loaded.
     """
     app = ctx.request_context.lifespan_context
     is_text = source.lstrip()[:1] in ("{", "[")
