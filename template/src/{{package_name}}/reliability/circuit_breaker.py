@@ -125,7 +125,8 @@ def is_dependency_failure(error: Exception) -> bool:
 class CircuitBreaker:
     """The breaker of one dependency; see the module (R53-R58).
 
-    `state` is for reading. An open breaker stays open until a call comes after its wait: that one is the first probe.
+    `state` and its `reason` are for reading. An open breaker stays open until a call comes after its wait: that one is
+    the first probe.
 
     Args:
         name: The dependency's name, for errors, logs and statistics.
@@ -238,7 +239,7 @@ class CircuitBreaker:
         return CircuitBreakerStatistics(
             name=self.name,
             state=self.state,
-            reason=self._reason,
+            reason=self.reason,
             state_age_s=now - self._entered_at,
             retry_after_s=self._left_s(now),
             calls=self._window.calls,
@@ -320,7 +321,7 @@ class CircuitBreaker:
         config = self.config
         self.state = state
         self._admits_all = state in (State.CLOSED, State.FORCED_CLOSED)
-        self._reason = reason
+        self.reason = reason
         self._entered_at = now
         self._probes: set[Permit] = set()
         if state is State.HALF_OPEN:

@@ -136,20 +136,12 @@ class Dependency:
             Exception: Whatever `work` raised.
         """
         limit_s = self.limits.attempt_timeout_s if timeout_s is None else timeout_s
-        try:
-            result = await self._once(work, limit_s)
-        except DependencyError as error:
-            if not idempotent or not self.retry.may_cure(error):
-                raise
-            first = error
-        else:
-            self.retry.budget.earn()
-            return result
-        least_s = _least_s(limit_s)
-        try:
-            return await self.retry.after(first, lambda: self._once(work, limit_s), min_attempt_s=least_s)
-        finally:
-            del first  # its traceback holds this frame: what it holds would stay for the collector
+
+        async def attempt() -> T:
+            async with self.guard(timeout_s=limit_s):
+                return await work()
+
+        return await self.retry.call(attempt, idempotent=idempotent, min_attempt_s=_least_s(limit_s))
 
     @asynccontextmanager
     async def guard(self, *, timeout_s: float | None = None) -> AsyncIterator[Attempt]:
@@ -165,10 +157,6 @@ class Dependency:
                 yield attempt
         finally:
             self._places.release()
-
-    async def _once(self, work: Callable[[], Awaitable[T]], limit_s: float) -> T:
-        async with self.guard(timeout_s=limit_s):
-            return await work()
 
     def _attempt(self, limit_s: float) -> Attempt:
         left_s = expires_at() - asyncio.get_running_loop().time()
@@ -192,7 +180,7 @@ class Dependency:
         tried_again = state is State.HALF_OPEN or (state is State.OPEN and self.breaker.retry_after_s == 0)
         if state in (State.CLOSED, State.FORCED_CLOSED) or (self.critical and tried_again):
             return None
-        return f"{state}: {self.breaker.statistics().reason}"
+        return f"{state}: {self.breaker.reason}"
 
     def check(self) -> Check:
         """Its health check: unhealthy while calls are refused."""

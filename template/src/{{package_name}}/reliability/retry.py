@@ -1,8 +1,8 @@
 """Asks a dependency again, seldom enough that it helps instead of hurting (R59).
 
-Only idempotent calls come here, and only after a first failure that a repetition may cure. Retries are paid for from
-a budget that all calls to the dependency share: a dead dependency gets the calls once, and a few more, rather than
-three times over.
+Only idempotent calls are repeated, and only after a failure that a repetition may cure. Retries are paid for from a
+budget that all calls to the dependency share: a dead dependency gets the calls once, and a few more, rather than three
+times over.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TypeGuard, TypeVar
+from typing import TypeVar
 
 import anyio
 
@@ -91,43 +91,37 @@ class Retry:
         """Retries that the budget did not pay for."""
         self._random = random
 
-    def may_cure(self, error: BaseException) -> TypeGuard[DependencyError]:
-        """Whether asking again may help: not when it was not asked at all, nor after what ends every time like this."""
-        return (
-            isinstance(error, DependencyError)
-            and error.retryable
-            and not isinstance(error, (CircuitOpen, DependencyBusy))
-        )
-
-    async def after(
-        self, first: DependencyError, attempt: Callable[[], Awaitable[T]], *, min_attempt_s: float = 0
-    ) -> T:
-        """Make further attempts after the first one, which raised `first`, while that is allowed and affordable.
+    async def call(self, attempt: Callable[[], Awaitable[T]], *, idempotent: bool, min_attempt_s: float = 0) -> T:
+        """Make an attempt, and further ones after a failure, while that is allowed, affordable and may help.
 
         Args:
-            first: The error of the first attempt.
-            attempt: Makes one more.
+            attempt: Asks the dependency once.
+            idempotent: Whether asking twice is the same as asking once; otherwise there is one attempt.
             min_attempt_s: An attempt is not worth waiting for when less than this will be left then, in seconds.
 
         Raises:
             DependencyError: The last attempt's.
             Exception: Whatever else `attempt` raised.
         """
-        error, attempts = first, 1
-        try:
-            while (wait_s := self._wait_s(error, attempts, min_attempt_s)) is not None:
-                await anyio.sleep(wait_s)
-                try:
-                    return await attempt()
-                except DependencyError as failure:
-                    error, attempts = failure, attempts + 1
-            raise error
-        finally:
-            del first, error  # the traceback of each holds this frame: what they hold would stay for the collector
+        attempts = 1
+        while True:
+            try:
+                result = await attempt()
+            except DependencyError as error:
+                wait_s = self._wait_s(error, attempts, min_attempt_s) if idempotent else None
+                if wait_s is None:
+                    raise
+            else:
+                if attempts == 1:
+                    self.budget.earn()
+                return result
+            await anyio.sleep(wait_s)
+            attempts += 1
 
-    def _wait_s(self, error: Exception, attempts: int, min_attempt_s: float) -> float | None:
+    def _wait_s(self, error: DependencyError, attempts: int, min_attempt_s: float) -> float | None:
         """Seconds to wait for a retry after `attempts` attempts; None for none. A retry is paid for here."""
-        if attempts >= self.config.attempts or not self.may_cure(error):
+        was_asked = not isinstance(error, (CircuitOpen, DependencyBusy))
+        if not was_asked or not error.retryable or attempts >= self.config.attempts:
             return None
         asked_s = error.retry_after_s
         backoff_s = min(self.config.wait_max_s, self.config.wait_initial_s * 2.0 ** (attempts - 1))
