@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -162,8 +161,9 @@ class Pool(Generic[C]):
         self._random = random
         self._lent: set[_Member[C]] = set()
         self._idle: list[_Member[C]] = []  # the last in is the first out: what nobody needs grows old
-        self._opening: set[anyio.CancelScope] = set()
-        self._chores: dict[asyncio.Task[_Member[C] | None], bool] = {}  # whether it will supply a connection
+        self._chores: dict[
+            asyncio.Task[_Member[C] | None], anyio.CancelScope | None
+        ] = {}  # with one: supplies a waiter
         self._waiting: list[asyncio.Future[_Member[C]]] = []
         self._closed = False
         self._empty = asyncio.Event()
@@ -219,7 +219,7 @@ class Pool(Generic[C]):
             waiter.set_exception(ShuttingDown())
         while self._idle:
             self._begin(self._close(self._idle.pop()))
-        for opening in self._opening:  # nobody wants what it would open
+        for opening in filter(None, self._chores.values()):  # nobody wants what it would open
             opening.cancel()
         with cleanup(timeout_s, what=f"Closing the pool {self.name!r}"):
             while self.size:
@@ -323,9 +323,9 @@ class Pool(Generic[C]):
             retry_after_s=self.limits.acquire_timeout_s,
         )
 
-    def _begin(self, chore: Coroutine[Any, Any, _Member[C] | None], *, supplies: bool = False) -> None:
+    def _begin(self, chore: Coroutine[Any, Any, _Member[C] | None], opening: anyio.CancelScope | None = None) -> None:
         task = asyncio.get_running_loop().create_task(chore)
-        self._chores[task] = supplies
+        self._chores[task] = opening
         task.add_done_callback(self._settle)
 
     def _settle(self, task: asyncio.Task[_Member[C] | None]) -> None:
@@ -334,7 +334,7 @@ class Pool(Generic[C]):
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
         if error is None and (member := task.result()) is not None:
             self._take_back(member)
-        if supplied and error is not None:
+        if supplied is not None and error is not None:
             self._on_connect_failure(error)
         if error is None or self._lent or self._idle:
             self._supply_waiters()
@@ -346,36 +346,25 @@ class Pool(Generic[C]):
 
     def _supply_waiters(self) -> None:
         """Begin to open, or to check, as many connections as are waited for."""
-        for _ in range(len(self._live_waiters()) - sum(self._chores.values())):
-            if self._idle:
-                self._begin(self._supply(self._idle.pop()), supplies=True)
-            elif self.size < self.limits.max_connections:
-                self._begin(self._supply(None), supplies=True)
+        for _ in range(len(self._live_waiters()) - sum(map(bool, self._chores.values()))):
+            if self._idle or self.size < self.limits.max_connections:
+                opening = anyio.CancelScope()
+                self._begin(self._supply(self._idle.pop() if self._idle else None, opening), opening)
 
-    async def _supply(self, rested: _Member[C] | None) -> _Member[C] | None:
+    async def _supply(self, rested: _Member[C] | None, opening: anyio.CancelScope) -> _Member[C] | None:
         """The connection that was idle for long, if it gives a sign of life; otherwise a new one in its place.
 
         None if the pool was closed meanwhile.
         """
         if rested is not None:
-            if self._fit(rested, self._clock()) and await self._succeeds(
-                rested.connection.check, self.limits.cleanup_timeout_s
-            ):
+            if self._fit(rested, self._clock()) and await self._succeeds(rested.connection.check):
                 return rested
             await self._close(rested)
-        with anyio.CancelScope() as opening:
-            self._opening.add(opening)
-            try:
-                return await self._open()
-            finally:
-                self._opening.remove(opening)
+        with opening:
+            await anyio.sleep(max(0.0, self._reconnect_at - self._clock()))
+            with anyio.fail_after(self.limits.connect_timeout_s):
+                return self._joined(await self._connect(), self._clock())
         return None
-
-    async def _open(self) -> _Member[C]:
-        await anyio.sleep(max(0.0, self._reconnect_at - self._clock()))
-        with anyio.fail_after(self.limits.connect_timeout_s):
-            connection = await self._connect()
-        return self._joined(connection, self._clock())
 
     def _joined(self, connection: C, now: float) -> _Member[C]:
         self._counts["opened"] += 1
@@ -402,19 +391,18 @@ class Pool(Generic[C]):
         return twin
 
     async def _clean(self, member: _Member[C]) -> _Member[C] | None:
-        cleaned = await self._succeeds(member.connection.reset, self.limits.cleanup_timeout_s)
-        if cleaned and member.connection.clean:
+        if await self._succeeds(member.connection.reset) and member.connection.clean:
             return member
         await self._close(member)
         return None
 
     async def _close(self, member: _Member[C]) -> None:
         self._counts["closed"] += 1
-        await self._succeeds(member.connection.close, math.inf)
+        await self._succeeds(member.connection.close, is_limited=False)
 
-    async def _succeeds(self, step: Callable[[], Awaitable[None]], limit_s: float) -> bool:
+    async def _succeeds(self, step: Callable[[], Awaitable[None]], *, is_limited: bool = True) -> bool:
         try:
-            with anyio.fail_after(limit_s):
+            with anyio.fail_after(self.limits.cleanup_timeout_s if is_limited else None):
                 await step()
         except (Exception, asyncio.CancelledError) as error:  # however it fails, the connection is not used again
             if is_cancelled(error):

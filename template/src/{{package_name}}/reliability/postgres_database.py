@@ -95,7 +95,8 @@ class _Connection:
         self.raw = raw
         self._name = name
         self._unanswered = 0
-        self._statement_timeout_s: float | None = 0  # that is, the server's own
+        self.statement_timeout_s: float | None = 0
+        """The limit that the server knows: 0 for its own, None while that is not certain."""
 
     @property
     def usable(self) -> bool:
@@ -152,15 +153,10 @@ class _Connection:
         """
         left_s = remaining_s()
         wanted_s = 0 if left_s == math.inf else 2.0 ** math.ceil(math.log2(max(left_s, 0.001)))
-        if wanted_s != self._statement_timeout_s and not self.raw.is_in_transaction():  # it would be undone with it
-            self._statement_timeout_s = None
+        if wanted_s != self.statement_timeout_s and not self.raw.is_in_transaction():  # it would be undone with it
+            self.statement_timeout_s = None
             await self.raw.execute(f"SET statement_timeout = {math.ceil(wanted_s * 1000)}")
-            self._statement_timeout_s = wanted_s
-
-    @property
-    def statement_timeout_s(self) -> float:
-        """The limit that the server knows; 0 without one."""
-        return self._statement_timeout_s or 0
+            self.statement_timeout_s = wanted_s
 
 
 def _translated(name: str, error: Exception, connection: _Connection | None = None) -> Exception:
@@ -172,6 +168,6 @@ def _translated(name: str, error: Exception, connection: _Connection | None = No
     if state in _GAVE_WAY:
         return DependencyBusy(name, f"The database {name!r} gave way to another transaction.", retry_after_s=0)
     if state == _STOPPED:
-        return DependencyTimeout(name, connection.statement_timeout_s if connection else 0)
+        return DependencyTimeout(name, (connection and connection.statement_timeout_s) or 0)
     why = _FAILURES.get(state) or _FAILURES.get(state[:2])
     return DependencyFailed(name, f"The database {name!r} {why}.") if why else error

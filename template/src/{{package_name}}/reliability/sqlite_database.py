@@ -192,14 +192,11 @@ class _Thread:
 
     def _answer(self, job: Callable[[Callable[[], bool]], T], answer: asyncio.Future[T]) -> None:
         try:
-            if not answer.cancelled():
-                result = job(lambda: not answer.cancelled())
-                self._tell(self._finish, answer, answer.set_result, result)
-                return
+            result = None if answer.cancelled() else job(lambda: not answer.cancelled())
         except BaseException as error:  # noqa: BLE001 - the caller's
             self._tell(self._finish, answer, answer.set_exception, error)
-            return
-        self._tell(self._finish)
+        else:
+            self._tell(self._finish, answer, answer.set_result, result)
 
     def _finish(self, answer: asyncio.Future[T] | None = None, settle: Any = None, outcome: Any = None) -> None:
         self.unfinished -= 1
