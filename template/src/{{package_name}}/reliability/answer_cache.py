@@ -23,7 +23,7 @@ from mcp_types import CallToolResult, InputRequiredResult
 from .cache import CacheConfig, Entry, StaleCache
 from .cache_store import CacheStore
 from .errors import ReliabilityError
-from .provenance import Provenance, label
+from .provenance import label
 from .questions import answer_is_shared
 
 Result = CallToolResult | InputRequiredResult
@@ -116,13 +116,9 @@ class AnswerCache:
         self, answer: CallToolResult, entry: Entry[bytes], error: ReliabilityError | None = None
     ) -> CallToolResult:
         age_s = self.cache.age_s(entry)
-        provenance = Provenance(
-            source="cache",
-            stale=error is not None or age_s >= self.cache.config.ttl_s,
-            age_s=age_s,
-            reason=None if error is None else error.text,
-        )
-        return label(answer, provenance, self._output_schema)
+        stale = error is not None or age_s >= self.cache.config.ttl_s
+        reason = None if error is None else error.text
+        return label(answer, self._output_schema, source="cache", stale=stale, age_s=age_s, reason=reason)
 
     def _store_behind(self, key: Hashable, value: bytes) -> None:
         if self._store is not None and isinstance(key, bytes):

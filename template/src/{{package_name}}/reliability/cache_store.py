@@ -1,8 +1,9 @@
 """Keeps answers in a file, so that a server that was restarted still has its last good ones (R50).
 
 A store must never cost an answer: it is written behind the calls, in a thread, and whatever goes wrong with the file is
-logged and counted, and the server goes on without it. A damaged database is set aside as `<name>.corrupt`, and a new
-one is begun: what it held would have lost its value within hours anyway. A file that is no database is left alone.
+logged and told to the health check, and the server goes on without it. A damaged database is set aside as
+`<name>.corrupt`, and a new one is begun: what it held would have lost its value within hours anyway. A file that is no
+database is left alone.
 """
 
 from __future__ import annotations
@@ -12,9 +13,8 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -45,8 +45,7 @@ _TRIM = """DELETE FROM answers_1 WHERE rowid IN (SELECT rowid FROM (
     SELECT rowid, sum(length(value)) OVER (ORDER BY made_at DESC, rowid) AS total FROM answers_1) WHERE total > ?)"""
 
 
-@dataclass(frozen=True, kw_only=True)
-class StoredAnswer:
+class StoredAnswer(NamedTuple):
     """One answer of the file, and its age by the wall clock."""
 
     key: bytes
@@ -72,9 +71,6 @@ class CacheStore:
         self._pending: dict[_Name, _Answer] = {}
         self._wake = anyio.Event()
         self._one_thread = anyio.CapacityLimiter(1)
-        self.written = 0
-        self.failures = 0
-        """Times that the file could not be read or written."""
         self._failing = False
 
     def put(self, namespace: str, key: bytes, value: bytes, *, keep_s: float) -> None:
@@ -88,7 +84,7 @@ class CacheStore:
         """The newest answers, at most `limit`, oldest first; none where the file cannot be read."""
         now = self._wall_clock()
         found = await self._in_thread(lambda database: database.execute(_GET, (namespace, now, now, limit)).fetchall())
-        return [StoredAnswer(key=k, value=v, age_s=now - made_at) for k, v, made_at in reversed(found or [])]
+        return [StoredAnswer(key, value, now - made_at) for key, value, made_at in reversed(found or [])]
 
     async def run(self) -> None:
         """Write what is put until cancelled, and then the rest."""
@@ -107,7 +103,6 @@ class CacheStore:
         batch = list(self._pending.items())
         if not batch or not await self._in_thread(lambda database: self._write(database, batch)):
             return
-        self.written += len(batch)
         for name, written in batch:
             if self._pending.get(name) is written:
                 del self._pending[name]
@@ -122,11 +117,6 @@ class CacheStore:
 
         return Check(name="answers", probe=probe, critical=False)
 
-    @property
-    def pending(self) -> int:
-        """Answers that are not written yet."""
-        return len(self._pending)
-
     def _write(self, database: sqlite3.Connection, batch: Iterable[tuple[_Name, _Answer]]) -> bool:
         database.executemany(_PUT, [(*name, *answer) for name, answer in batch])
         database.execute(_EXPIRE, (self._wall_clock(),))
@@ -139,7 +129,6 @@ class CacheStore:
                 self._with_database, work, abandon_on_cancel=True, limiter=self._one_thread
             )
         except Exception as error:  # noqa: BLE001 - a disk can fail in any way; see the module
-            self.failures += 1
             self._report(error)
             return None
         self._report(None)

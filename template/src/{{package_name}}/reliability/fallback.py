@@ -26,7 +26,7 @@ from .deadlines import cleanup, leaving
 from .errors import DeadlineExceeded, DependencyError, ReliabilityError
 from .masking import tool_errors
 from .output_limit import limit_output
-from .provenance import Provenance, label, with_provenance
+from .provenance import label, with_provenance
 
 logger = logging.getLogger(__name__)
 
@@ -195,7 +195,7 @@ class ToolFallback:
             unexpected = None if isinstance(second, ReliabilityError) else second
             logger.warning("fallback failed", exc_info=unexpected, extra={"text": str(second)})
             return None
-        return label(answer, Provenance(source="fallback", reason=error.text), self._tool.output_schema)
+        return label(answer, self._tool.output_schema, source="fallback", reason=error.text)
 
 
 async def serve_fallbacks(fallbacks: Iterable[ToolFallback], store: CacheStore | None) -> None:

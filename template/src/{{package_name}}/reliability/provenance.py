@@ -6,7 +6,6 @@ otherwise take an old answer for a new one reads it in a sentence.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal, TypeGuard
 
 from mcp_types import CallToolResult, InputRequiredResult, TextContent
@@ -27,32 +26,6 @@ _SCHEMA = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Provenance:
-    """Where an answer comes from: `reason` is set when it stands in for one that could not be made."""
-
-    source: Literal["cache", "fallback"]
-    stale: bool = False
-    age_s: float | None = None
-    reason: str | None = None
-
-    def as_data(self) -> dict[str, Any]:
-        """What `_meta` and the property hold."""
-        data: dict[str, Any] = {"source": self.source, "stale": self.stale}
-        if self.age_s is not None:
-            data["age_s"] = round(self.age_s, 1)
-        if self.reason is not None:
-            data["reason"] = self.reason
-        return data
-
-    def sentence(self) -> str | None:
-        """The same for a model; None where there is nothing to be careful about."""
-        if self.stale:
-            now = "A new one is being made." if self.reason is None else f"None can be made now: {self.reason}"
-            return f"This answer is stale: it was made {self.age_s:.0f} s ago. {now}"
-        return None if self.reason is None else f"This is the answer of a fallback, which may know less: {self.reason}"
-
-
 def with_provenance(output_schema: Schema) -> Schema:
     """The schema with the optional property, where it describes an object with properties.
 
@@ -66,16 +39,34 @@ def with_provenance(output_schema: Schema) -> Schema:
     return {**output_schema, "properties": {**output_schema["properties"], PROPERTY: _SCHEMA}}
 
 
-def label(result: CallToolResult, provenance: Provenance, output_schema: Schema) -> CallToolResult:
-    """A copy of `result` that says where it comes from, for a tool that has this schema without the property."""
-    data, sentence = provenance.as_data(), provenance.sentence()
+def label(
+    result: CallToolResult,
+    output_schema: Schema,
+    *,
+    source: Literal["cache", "fallback"],
+    stale: bool = False,
+    age_s: float | None = None,
+    reason: str | None = None,
+) -> CallToolResult:
+    """A copy of `result` that says where it comes from.
+
+    Args:
+        result: The answer.
+        output_schema: The tool's, without the property.
+        source: Where it comes from.
+        stale: Whether it is older than it should be.
+        age_s: Seconds since it was made, of one from the cache.
+        reason: Why the tool itself could not answer, if it could not.
+    """
+    known = {"source": source, "stale": stale, "age_s": age_s and round(age_s, 1), "reason": reason}
+    data = {key: value for key, value in known.items() if value is not None}
+    text = _warning(stale, age_s, reason)
     structured = result.structured_content
     if structured is not None and _has_properties(output_schema):
         structured = {**structured, PROPERTY: data}
-    notes = [] if sentence is None else [TextContent(type="text", text=sentence)]
     return result.model_copy(
         update={
-            "content": [*result.content, *notes],
+            "content": [*result.content, TextContent(type="text", text=text)] if text else result.content,
             "structured_content": structured,
             "meta": {**(result.meta or {}), META: data},
         }
@@ -86,6 +77,14 @@ def stands_in(result: CallToolResult | InputRequiredResult) -> bool:
     """Whether the tool failed, and `result` is what was answered instead (R62)."""
     data = (result.meta or {}).get(META)
     return isinstance(data, dict) and "reason" in data
+
+
+def _warning(stale: bool, age_s: float | None, reason: str | None) -> str:
+    """The same for a model; empty where there is nothing to be careful about."""
+    if stale:
+        now = "A new one is being made." if reason is None else f"None can be made now: {reason}"
+        return f"This answer is stale: it was made {age_s:.0f} s ago. {now}"
+    return f"This is the answer of a fallback, which may know less: {reason}" if reason else ""
 
 
 def _has_properties(schema: Schema) -> TypeGuard[dict[str, Any]]:
