@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self, TypedDict, Unpack
+from typing import Any, Self, TypedDict, Unpack, cast
 
 import httpx2
 
@@ -267,7 +267,7 @@ class HttpClient:
             content = await read_body(name, answer, self._limits.max_body_bytes)
         finally:
             with cleanup(_CLOSE_S, what="giving a connection back"):
-                await answer.aclose()
+                await cast("httpx2.AsyncByteStream", answer.stream).aclose()
         return HttpResponse(
             dependency=name,
             status=answer.status_code,

@@ -14,9 +14,8 @@ import math
 import socket
 import ssl
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, cast
 
 import anyio
 import httpcore2
@@ -37,10 +36,6 @@ _RESOLVING_THREADS = 32
 """A look-up cannot be cancelled: a name server that hangs holds as many, and then look-ups are refused."""
 _QUEUE_TIMEOUT_S = 60.0
 _ADDRESSES_TRIED = 4
-_ONLY_READ = {"GET", "HEAD", "OPTIONS"}
-
-_opened: ContextVar[list[str]] = ContextVar("opened_for_this_request")
-"""Names of the servers that a connection was opened to; empty while a request uses one that was kept."""
 
 
 class AddressNotAllowed(httpcore2.ConnectError):
@@ -78,23 +73,7 @@ class CheckedTransport(httpx2.AsyncBaseTransport):
         return len(connections), sum(connection.is_idle() for connection in connections)
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Send a request; its errors are those of `httpcore2`.
-
-        A server may close a connection that is kept at any moment, also while a request is on its way to it. What only
-        reads is sent again then, without further ado; it ends at a connection that is new.
-        """
-        while True:
-            opened: list[str] = []
-            token = _opened.set(opened)
-            try:
-                return await self._send(request)
-            except (httpcore2.ReadError, httpcore2.WriteError, httpcore2.RemoteProtocolError):
-                if opened or request.method not in _ONLY_READ:
-                    raise
-            finally:
-                _opened.reset(token)
-
-    async def _send(self, request: httpx2.Request) -> httpx2.Response:
+        """Send a request; its errors are those of `httpcore2`."""
         url = request.url
         answer = await self._pool.handle_async_request(
             httpcore2.Request(
@@ -105,24 +84,13 @@ class CheckedTransport(httpx2.AsyncBaseTransport):
                 extensions=request.extensions,
             )
         )
-        return httpx2.Response(answer.status, headers=answer.headers, stream=_Stream(answer.stream))
+        return httpx2.Response(
+            answer.status, headers=answer.headers, stream=cast("httpx2.AsyncByteStream", answer.stream)
+        )
 
     async def aclose(self) -> None:
         """Close every connection."""
         await self._pool.aclose()
-
-
-class _Stream(httpx2.AsyncByteStream):
-    """A body as httpx2 wants it."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return aiter(self._stream)
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
 
 
 class _CheckedNetwork(httpcore2.AsyncNetworkBackend):
@@ -144,7 +112,6 @@ class _CheckedNetwork(httpcore2.AsyncNetworkBackend):
         """Connect to one of the host's addresses, all within `timeout` seconds."""
         ends_at = anyio.current_time() + (math.inf if timeout is None else timeout)
         addresses = await self._addresses(host, port, ends_at)
-        _opened.get().append(host)
         while True:
             address = addresses.pop(0)
             share_s = (ends_at - anyio.current_time()) / (len(addresses) + 1)
