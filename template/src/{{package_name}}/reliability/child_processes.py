@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Final, cast
+from typing import Final, Literal, cast
 
 import anyio
 
@@ -178,29 +178,22 @@ class _Program(asyncio.SubprocessProtocol):
     async def _end(self) -> None:
         try:
             if not self._exited.is_set():
-                self._terminate()
+                self._signal("SIGTERM")
                 await _within(_TERMINATE_S, self._exited)
         finally:  # its children, too, when it has ended by itself: they would hold the pipes open
-            self._kill()
+            self._signal("SIGKILL")
         await _within(_VANISH_S, self._exited)
         if not self._overflown:
             await _within(_VANISH_S, self._disconnected)  # what is left in the pipes
         self._close()
         await _within(_VANISH_S, self._disconnected)
 
-    def _terminate(self) -> None:
+    def _signal(self, name: Literal["SIGTERM", "SIGKILL"]) -> None:
         with suppress(ProcessLookupError, PermissionError):
             if sys.platform == "win32":
-                self._transport.terminate()
+                self._transport.kill()  # the one way to end a program there
             else:
-                os.killpg(self._transport.get_pid(), signal.SIGTERM)
-
-    def _kill(self) -> None:
-        with suppress(ProcessLookupError, PermissionError):
-            if sys.platform == "win32":
-                self._transport.kill()
-            else:
-                os.killpg(self._transport.get_pid(), signal.SIGKILL)
+                os.killpg(self._transport.get_pid(), signal.Signals[name])
 
     def _close(self) -> None:
         if self._stdin is not None and self._input_pipe.get_write_buffer_size():

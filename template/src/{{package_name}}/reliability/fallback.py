@@ -160,7 +160,8 @@ class ToolFallback:
             with leaving(self._time_kept_s(key)):
                 return await (work() if self.answers is None or key is None else self.answers.fetch(key, work))
         except (DependencyError, DeadlineExceeded) as error:
-            answer = await self._stale(key, error) or await self._substitute(arguments, context, error)
+            answer = None if self.answers is None or key is None else await self.answers.stale(key, error)
+            answer = answer or await self._substitute(arguments, context, error)
             if answer is None:
                 raise
             about = {"kind": error.kind, "text": error.text, "cause": repr(error.__cause__)}
@@ -176,9 +177,6 @@ class ToolFallback:
         if self._function is not None:
             return self._reserve_s
         return _STALE_RESERVE_S if self.answers is not None and key is not None and self.answers.may_have(key) else 0
-
-    async def _stale(self, key: bytes | None, error: ReliabilityError) -> CallToolResult | None:
-        return None if self.answers is None or key is None else await self.answers.stale(key, error)
 
     async def _substitute(
         self, arguments: dict[str, Any], context: Context[Any, Any], error: ReliabilityError

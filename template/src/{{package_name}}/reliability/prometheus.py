@@ -181,14 +181,11 @@ class Exporter:
         yield from _table("mcp_server_cache", "cache", _CACHE, _figures(self._server.parts.statistics("cache")))
 
 
-class _Collected(Collector):
+class _Collected(list[Metric], Collector):
     """What a library that wants to collect by itself is given."""
 
-    def __init__(self, metrics: list[Metric]) -> None:
-        self._metrics = metrics
-
     def collect(self) -> list[Metric]:
-        return self._metrics
+        return self
 
 
 def _figures(snapshots: list[Any]) -> list[_Figures]:
