@@ -86,7 +86,7 @@ class Dependency:
         name: A short stable name, for errors, logs and metrics.
         limits: See `DependencyLimits`.
         critical: Whether the server is of no use without it; for its health check.
-        is_failure: Which exceptions of the work count against it.
+        is_failure: Which exceptions of the work count against it; by default `is_dependency_failure`.
         chaos: Faults to inject.
         clock: Monotonic seconds, for the breaker.
     """
@@ -94,15 +94,15 @@ class Dependency:
     def __init__(
         self,
         name: str,
-        limits: DependencyLimits = DependencyLimits(),  # noqa: B008 - frozen
+        limits: DependencyLimits | None = None,
         *,
         critical: bool = False,
-        is_failure: Callable[[Exception], bool] = is_dependency_failure,
+        is_failure: Callable[[Exception], bool] | None = None,
         chaos: Chaos | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
-        self.limits = limits
+        self.limits = limits = limits or DependencyLimits()
         self.critical = critical
         self.breaker = CircuitBreaker(name, _breaker_config(limits), is_failure=self._counts, clock=clock)
         self.retry = Retry(limits.retry)
@@ -114,7 +114,7 @@ class Dependency:
             busy=functools.partial(DependencyBusy, name),
         )
         self._chaos = None if chaos is None else chaos.of(name)
-        self._is_failure = is_failure
+        self._is_failure = is_failure or is_dependency_failure
         self._calls = self._timeouts = 0
 
     async def call(

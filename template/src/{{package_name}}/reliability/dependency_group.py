@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from .chaos import Chaos
-from .circuit_breaker import State, is_dependency_failure
+from .circuit_breaker import State
 from .dependency import Dependency, DependencyLimits
 from .dependency_statistics import DependencyStatistics, DependencyTotals
 from .health import Check, check_of
@@ -34,22 +34,22 @@ class DependencyGroup:
     def __init__(
         self,
         name: str,
-        limits: DependencyLimits = DependencyLimits(),  # noqa: B008 - frozen
+        limits: DependencyLimits | None = None,
         *,
         max_members: int = 64,
         critical: bool = False,
-        is_failure: Callable[[Exception], bool] = is_dependency_failure,
+        is_failure: Callable[[Exception], bool] | None = None,
         chaos: Chaos | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
-        self.limits = limits
+        self.limits = limits or DependencyLimits()
         self.critical = critical
         self._max_members = max_members
         self._members: OrderedDict[str, Dependency] = OrderedDict()
         self._forgotten = DependencyTotals()
         self._make = functools.partial(
-            Dependency, limits=limits, critical=critical, is_failure=is_failure, chaos=chaos, clock=clock
+            Dependency, limits=self.limits, critical=critical, is_failure=is_failure, chaos=chaos, clock=clock
         )
 
     def of(self, key: str) -> Dependency:

@@ -1,20 +1,17 @@
 """The SDK's server, with everything around a call that production needs.
 
 `ReliableServer` is used like the SDK's `MCPServer`. It overrides three public methods (`call_tool`, `read_resource`,
-`get_prompt`), and those are the only way to a tool, a resource or a prompt: so nothing can be forgotten.
+`get_prompt`), and those are the only way to a tool, a resource or a prompt: so nothing can be forgotten. How these come
+to be there is the business of `registration`.
 """
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
-import pkgutil
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import anyio
@@ -23,8 +20,6 @@ from mcp.server.lowlevel import Server
 from mcp.server.lowlevel.helper_types import ReadResourceContents
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError
-from mcp.server.mcpserver.prompts import Prompt
-from mcp.server.mcpserver.tools import Tool
 from mcp.shared.exceptions import MCPError
 from mcp_types import (
     INTERNAL_ERROR,
@@ -32,14 +27,12 @@ from mcp_types import (
     CallToolResult,
     GetPromptResult,
     InputRequiredResult,
-    ToolAnnotations,
 )
-from mcp_types import Tool as AdvertisedTool
 from pydantic import AnyUrl
 
-from .declarations import PromptDeclaration, ResourceDeclaration, ToolDeclaration, declaration_of, tool
+from .built_in_tools import BUILT_IN, HEALTH, built_in_tools
 from .errors import ToolFailure
-from .health import Check, HealthMonitor, HealthReport
+from .health import Check, HealthMonitor
 from .load_shedding import LoadShedder
 from .masking import (
     failed_result,
@@ -50,13 +43,13 @@ from .masking import (
     tool_errors,
     unknown_name,
 )
-from .metrics import CallMetrics, CallStatistics, Outcome
+from .metrics import CallMetrics, Outcome
 from .output_limit import limit_output, refuse_oversize, size_of_block, size_of_text
 from .parts import Part, Parts
 from .pipeline import Call, Pipeline, overdue_check
 from .provenance import stands_in
 from .questions import AskingSession
-from .worker_threads import WorkerThreads
+from .registration import RegisteringServer
 
 if TYPE_CHECKING:
     from .cache import CacheConfig
@@ -64,30 +57,15 @@ if TYPE_CHECKING:
     from .chaos import Chaos
     from .dependency import Dependency, DependencyLimits
     from .dependency_group import DependencyGroup
-    from .fallback import Fallback, ToolFallback
 
 logger = logging.getLogger(__name__)
 
 AppT = TypeVar("AppT")
 DependencyT = TypeVar("DependencyT", "Dependency", "DependencyGroup")
 
-_HEALTH, _METRICS = "health-check", "get-metrics"
-_BUILT_IN = frozenset({_HEALTH, _METRICS})
 RESOURCES, PROMPTS = "resources/read", "prompts/get"
 """The names under which all resources, and all prompts, are counted."""
 _LONGEST_SHOWN_NAME = 100
-
-
-@dataclass(frozen=True, kw_only=True)
-class Metrics:
-    """The answer of `get-metrics`."""
-
-    uptime_s: float
-    calls: list[CallStatistics]
-    dependencies: list[Any]
-    """`DependencyStatistics`; a group of dependencies gives one for each member."""
-    pools: list[Any]
-    caches: list[Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +94,7 @@ class Limits:
     health_check_timeout_s: float = 5
 
 
-class ReliableServer(MCPServer[AppT], Generic[AppT]):
+class ReliableServer(RegisteringServer[AppT], Generic[AppT]):
     """An MCP server whose calls are bounded, counted, logged and masked.
 
     Args:
@@ -144,14 +122,12 @@ class ReliableServer(MCPServer[AppT], Generic[AppT]):
         answers_path: str | os.PathLike[str] | None = None,
         **kwargs: Any,
     ) -> None:
-        self.limits = limits
         self.load_shedder = LoadShedder(
             max_concurrent=limits.max_concurrent_calls,
             max_queued=limits.max_queued_calls,
             queue_timeout_s=limits.queue_timeout_s,
         )
-        self.metrics = CallMetrics()
-        self.parts = Parts()
+        metrics, parts = CallMetrics(), Parts()
         self._chaos = chaos
         self.health = HealthMonitor(
             name=name,
@@ -159,21 +135,26 @@ class ReliableServer(MCPServer[AppT], Generic[AppT]):
             interval_s=limits.health_interval_s,
             timeout_s=limits.health_check_timeout_s,
             calls=lambda: (self.load_shedder.in_flight, self.load_shedder.queued),
-            parts=self.parts,
+            parts=parts,
         )
         for check in checks:
             self.health.add(check)
         self._pipeline = Pipeline(
-            metrics=self.metrics, load_shedder=self.load_shedder, answer_timeout_s=limits.answer_timeout_s
+            metrics=metrics, load_shedder=self.load_shedder, answer_timeout_s=limits.answer_timeout_s
         )
         self.health.add(overdue_check(self._pipeline))
-        self._timeouts_s: dict[str, float] = {}
-        self._fallbacks: dict[str, ToolFallback] = {}
-        self._cache = cache
-        self._answers = None if answers_path is None else self._open_answers(answers_path)
-        self._names: dict[str, set[str]] = {"tool": set(), "resource": set(), "prompt": set()}
         self._open = lifespan
-        super().__init__(name, version=version, lifespan=self._run_lifespan, **kwargs)
+        super().__init__(
+            name,
+            limits=limits,
+            metrics=metrics,
+            parts=parts,
+            cache=cache,
+            answers=None if answers_path is None else self._open_answers(answers_path),
+            version=version,
+            lifespan=self._run_lifespan,
+            **kwargs,
+        )
         for method in (RESOURCES, PROMPTS):
             self.metrics.register(method)
         self._add_built_in_tools()
@@ -198,18 +179,9 @@ class ReliableServer(MCPServer[AppT], Generic[AppT]):
         Raises:
             ValueError: The name is taken.
         """
-        from .circuit_breaker import is_dependency_failure  # here, because a server may have none
-        from .dependency import Dependency, DependencyLimits
+        from .dependency import Dependency  # here, because a server may have none
 
-        return self._watch_dependency(
-            Dependency(
-                name,
-                limits or DependencyLimits(),
-                critical=critical,
-                is_failure=is_failure or is_dependency_failure,
-                chaos=self._chaos,
-            )
-        )
+        return self._report(Dependency(name, limits, critical=critical, is_failure=is_failure, chaos=self._chaos))
 
     def dependency_group(
         self,
@@ -224,21 +196,11 @@ class ReliableServer(MCPServer[AppT], Generic[AppT]):
         Raises:
             ValueError: The name is taken.
         """
-        from .circuit_breaker import is_dependency_failure
-        from .dependency import DependencyLimits
         from .dependency_group import DependencyGroup
 
-        return self._watch_dependency(
-            DependencyGroup(
-                name,
-                limits or DependencyLimits(),
-                critical=critical,
-                is_failure=is_failure or is_dependency_failure,
-                chaos=self._chaos,
-            )
-        )
+        return self._report(DependencyGroup(name, limits, critical=critical, is_failure=is_failure, chaos=self._chaos))
 
-    def _watch_dependency(self, made: DependencyT) -> DependencyT:
+    def _report(self, made: DependencyT) -> DependencyT:
         self.health.add(made.check())
         self.parts.add("dependency", made)
         return made
@@ -247,87 +209,6 @@ class ReliableServer(MCPServer[AppT], Generic[AppT]):
         """Show the statistics of a pool or a cache in the health report and the metrics."""
         self.parts.add(kind, part)
 
-    def include(self, package: ModuleType) -> None:
-        """Register everything that `package` and the modules below it declare with `@tool`, `@resource`, `@prompt`.
-
-        Raises:
-            ValueError: A name is taken (R1).
-        """
-        found = pkgutil.walk_packages(package.__path__, package.__name__ + ".")
-        for module in (package, *(import_module(info.name) for info in found)):
-            for value in list(vars(module).values()):  # registering may add names to it
-                if inspect.isfunction(value) and value.__module__ == module.__name__:
-                    self.register(value)
-
-    def register(self, function: Callable[..., Any]) -> None:
-        """Register one declared function; one without a declaration is left alone.
-
-        Raises:
-            ValueError: Its name is taken (R1).
-        """
-        match declaration_of(function):
-            case ToolDeclaration() as declared:
-                self._register_tool(function, declared)
-            case ResourceDeclaration() as declared:
-                self._refuse_duplicate("resource", declared.uri)
-                self.resource(
-                    declared.uri,
-                    name=declared.name,
-                    title=declared.title,
-                    description=inspect.getdoc(function),
-                    mime_type=declared.mime_type,
-                )(self._in_thread(function, f"The resource {declared.uri!r}"))
-            case PromptDeclaration() as declared:
-                self.prompt(declared.name, declared.title, inspect.getdoc(function))(
-                    self._in_thread(function, f"The prompt {declared.name!r}")
-                )
-            case None:
-                pass
-
-    def _register_tool(self, function: Callable[..., Any], declared: ToolDeclaration) -> None:
-        returns = inspect.get_annotations(function, eval_str=True).get("return")
-        structured = False if returns is str else None  # the SDK would send a plain text twice
-        self._timeouts_s[declared.name] = min(declared.timeout_s or float("inf"), self.limits.tool_timeout_s)
-        self.add_tool(
-            self._in_thread(function, f"The tool {declared.name!r}", declared.max_threads),
-            name=declared.name,
-            title=declared.title,
-            description=inspect.getdoc(function) or "",
-            annotations=ToolAnnotations(
-                read_only_hint=declared.read_only,
-                destructive_hint=declared.destructive,
-                idempotent_hint=declared.idempotent,
-                open_world_hint=declared.open_world,
-            ),
-            structured_output=structured,
-        )
-        if declared.fallback is not None:
-            told = Tool.from_function(function, declared.name, structured_output=structured)
-            self._add_fallback(told, declared.fallback, structured)
-
-    def _add_fallback(self, told: Tool, declared: Fallback, structured: bool | None) -> None:
-        from .fallback import ToolFallback  # here, because a server may have none
-
-        if self._cache is not None:
-            try:
-                declared = declared.completed(self._cache)
-            except ValueError as error:
-                raise ValueError(f"The tool {told.name!r} and the server's settings do not fit: {error}") from None
-        other = None
-        if declared.function is not None:
-            threaded = self._in_thread(declared.function, f"The fallback of the tool {told.name!r}")
-            other = Tool.from_function(threaded, structured_output=structured)
-        fallback = self._fallbacks[told.name] = ToolFallback(
-            told,
-            declared,
-            other,
-            timeout_s=self._timeouts_s[told.name],
-            max_output_bytes=self.limits.max_output_bytes,
-            store=self._answers,
-        )
-        if fallback.answers is not None:
-            self.watch(fallback.answers.cache, kind="cache")
-
     def _open_answers(self, path: str | os.PathLike[str]) -> CacheStore:
         from .cache_store import CacheStore
 
@@ -335,57 +216,11 @@ class ReliableServer(MCPServer[AppT], Generic[AppT]):
         self.health.add(store.check())
         return store
 
-    def add_tool(self, fn: Callable[..., Any], name: str | None = None, *args: Any, **kwargs: Any) -> None:
-        """As in `MCPServer`, for tools without a declaration; they get the limits, too.
-
-        Raises:
-            ValueError: The name is taken (R1).
-        """
-        name = name or fn.__name__
-        self._refuse_duplicate("tool", name)
-        self.metrics.register(name)
-        super().add_tool(self._in_thread(fn, f"The tool {name!r}"), name, *args, **kwargs)
-
-    def add_prompt(self, prompt: Prompt) -> None:
-        """As in `MCPServer`.
-
-        Raises:
-            ValueError: The name is taken (R1).
-        """
-        self._refuse_duplicate("prompt", prompt.name)
-        super().add_prompt(prompt)
-
-    def _in_thread(self, function: Callable[..., Any], what: str, max_threads: int = 8) -> Callable[..., Any]:
-        if inspect.iscoroutinefunction(function):
-            return function
-        return WorkerThreads(max_threads, queue_timeout_s=self.limits.queue_timeout_s, what=what).wrap(function)
-
-    def _refuse_duplicate(self, kind: str, name: str) -> None:
-        if name in self._names[kind]:
-            raise ValueError(f"Two {kind}s are called {name!r}; rename one of them.")
-        self._names[kind].add(name)
-
     def _add_built_in_tools(self) -> None:
-        @tool(name=_HEALTH, title="Health check", read_only=True)
-        async def health_check() -> HealthReport:
-            """Tell whether this server and what it depends on are well."""
-            return await self.health.fresh_report()
-
-        @tool(name=_METRICS, title="Metrics", read_only=True)
-        async def get_metrics() -> Metrics:
-            """Show how many calls were made since the start, how they ended, how long they took, and what they used."""
-            return Metrics(
-                uptime_s=self.health.uptime_s(),
-                calls=self.metrics.statistics(),
-                dependencies=self.parts.statistics("dependency"),
-                pools=self.parts.statistics("pool"),
-                caches=self.parts.statistics("cache"),
-            )
-
-        for function in (health_check, get_metrics):
+        for function in built_in_tools(self.health, self.metrics, self.parts):
             self.register(function)
         patience_s = self.limits.health_check_timeout_s + 1  # a check that hangs is an answer, too
-        self._timeouts_s[_HEALTH] = max(self.limits.tool_timeout_s, patience_s)
+        self._timeouts_s[HEALTH] = max(self.limits.tool_timeout_s, patience_s)
 
     @asynccontextmanager
     async def _run_lifespan(self, _: MCPServer[AppT]) -> AsyncIterator[AppT]:
@@ -406,16 +241,6 @@ class ReliableServer(MCPServer[AppT], Generic[AppT]):
 
         await serve_fallbacks(self._fallbacks.values(), self._answers)
 
-    async def list_tools(self) -> list[AdvertisedTool]:
-        """As in `MCPServer`; the output of a tool with a fallback may say where it comes from."""
-        tools = await super().list_tools()
-        return [
-            one.model_copy(update={"output_schema": self._fallbacks[one.name].output_schema})
-            if one.name in self._fallbacks
-            else one
-            for one in tools
-        ]
-
     async def call_tool(
         self, name: str, arguments: dict[str, Any], context: Context[AppT, Any] | None = None
     ) -> CallToolResult | InputRequiredResult:
@@ -431,7 +256,7 @@ class ReliableServer(MCPServer[AppT], Generic[AppT]):
                 call,
                 lambda: self._call_tool(name, arguments, context),
                 outcome_of=_outcome_of,
-                always_admit=name in _BUILT_IN,
+                always_admit=name in BUILT_IN,
             )
         except MCPError:
             raise
@@ -497,7 +322,7 @@ class ReliableServer(MCPServer[AppT], Generic[AppT]):
     ) -> CallToolResult | InputRequiredResult:
         with tool_errors():
             result = await super().call_tool(name, arguments, context)
-        if isinstance(result, CallToolResult) and name not in _BUILT_IN:
+        if isinstance(result, CallToolResult) and name not in BUILT_IN:
             return limit_output(result, self.limits.max_output_bytes)
         return result
 
