@@ -65,9 +65,8 @@ async def run_program(
     max_output_bytes: int = 1_000_000,
     cwd: str | os.PathLike[str] | None = None,
     env: Mapping[str, str] | None = None,
-    input: bytes | None = None,  # noqa: A002 - as in `subprocess.run`
 ) -> ProgramResult:
-    """Run a program to its end. It is killed when its time is over and when the caller is cancelled.
+    """Run a program to its end, with nothing to read. It is killed when its time is over or the caller is cancelled.
 
     Args:
         argv: The program and its arguments; no shell reads them.
@@ -75,7 +74,6 @@ async def run_program(
         max_output_bytes: What is kept of each stream. A program that writes more is stopped.
         cwd: The directory to run in.
         env: Variables beside PATH, HOME and the like; the server's others may hold secrets and are not passed on.
-        input: What it reads from standard input; nothing by default.
 
     Returns:
         Its result, whatever its exit code: what that means, the caller knows.
@@ -92,7 +90,7 @@ async def run_program(
     except Overloaded as busy:
         raise DependencyBusy(name, busy.text, retry_after_s=busy.retry_after_s) from None
     try:
-        program = _Program(input, max_output_bytes)
+        program = _Program(max_output_bytes)
         running = asyncio.get_running_loop().create_task(program.live(argv, cwd, _environment(env)))
         _alive.add(running)
         running.add_done_callback(_forget)
@@ -129,14 +127,13 @@ def _forget(task: asyncio.Task[None]) -> None:
 class _Program(asyncio.SubprocessProtocol):
     """One run, in a task of its own that nobody cancels: so there is no moment at which a child could get lost."""
 
-    def __init__(self, stdin: bytes | None, max_output_bytes: int) -> None:
+    def __init__(self, max_output_bytes: int) -> None:
         self._ending = asyncio.Event()  # it ended, wrote too much, or is to be stopped
         self._exited = asyncio.Event()
         self._disconnected = asyncio.Event()
         self._output = {1: bytearray(), 2: bytearray()}
         self._overflown = False
         self._exit_code: int | None = None
-        self._stdin = stdin
         self._max_output_bytes = max_output_bytes
 
     def stop(self) -> None:
@@ -163,7 +160,7 @@ class _Program(asyncio.SubprocessProtocol):
         await asyncio.get_running_loop().subprocess_exec(
             lambda: self,
             *argv,
-            stdin=subprocess.DEVNULL if self._stdin is None else subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             cwd=cwd,
@@ -185,7 +182,7 @@ class _Program(asyncio.SubprocessProtocol):
         await _within(_VANISH_S, self._exited)
         if not self._overflown:
             await _within(_VANISH_S, self._disconnected)  # what is left in the pipes
-        self._close()
+        self._transport.close()
         await _within(_VANISH_S, self._disconnected)
 
     def _signal(self, name: Literal["SIGTERM", "SIGKILL"]) -> None:
@@ -195,22 +192,10 @@ class _Program(asyncio.SubprocessProtocol):
             else:
                 os.killpg(self._transport.get_pid(), signal.Signals[name])
 
-    def _close(self) -> None:
-        if self._stdin is not None and self._input_pipe.get_write_buffer_size():
-            self._input_pipe.abort()  # `close` would wait for a reader
-        self._transport.close()
-
-    @property
-    def _input_pipe(self) -> asyncio.WriteTransport:
-        return cast("asyncio.WriteTransport", self._transport.get_pipe_transport(0))
-
     # What asyncio calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.SubprocessTransport", transport)
-        if self._stdin is not None:
-            self._input_pipe.write(self._stdin)
-            self._input_pipe.close()
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
         kept = self._output[fd]

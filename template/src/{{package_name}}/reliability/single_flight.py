@@ -118,20 +118,19 @@ class SingleFlight(Generic[V]):
         finally:
             self._land(key, flight)
             if flight.waiting == 0:
-                self._dispose_of_failure(flight)
+                self._report_failure(flight)
             flight.done.set()
 
     def _land(self, key: Hashable, flight: _Flight[V]) -> None:
         if self._flights.get(key) is flight:
             del self._flights[key]
 
-    def _dispose_of_failure(self, flight: _Flight[V]) -> None:
+    def _report_failure(self, flight: _Flight[V]) -> None:
         if flight.background and flight.failure is not None:
-            error, _ = flight.failure
+            error = flight.failure[0]
             unexpected = None if isinstance(error, ReliabilityError) else error
-            logger.warning(
-                "failed in the background", exc_info=unexpected, extra={"what": self.name, "reason": str(error)}
-            )
+            about = {"what": self.name, "reason": str(error)}
+            logger.warning("failed in the background", exc_info=unexpected, extra=about)
         flight.failure = None
 
 
