@@ -111,9 +111,9 @@ class CacheMachine(RuleBasedStateMachine):
             max_stale_s=MAX_STALE_S,
             max_entries=MAX_ENTRIES,
             max_bytes=MAX_BYTES,
-            max_revalidations=MAX_REVALIDATIONS,
         )
         self.cache: StaleCache[Value] = StaleCache("model", config, size_of=lambda v: v[1], clock=self.clock)
+        self.cache._flights._max_background = MAX_REVALIDATIONS
         self.model = Model()
         self.upstream: dict[str, asyncio.Future[Value]] = {}
         """What is being asked now; the cache must never ask twice for one key."""

@@ -24,6 +24,8 @@ from anyio.lowlevel import checkpoint_if_cancelled
 from .single_flight import SingleFlight
 
 V = TypeVar("V")
+_MAX_REVALIDATIONS = 4
+"""New answers that are made in the background at the same time."""
 
 
 def age_clock() -> float:
@@ -52,15 +54,13 @@ class CacheConfig:
     max_entries: int = 1000
     max_bytes: int = 10_000_000
     """All values together; a larger one is not kept."""
-    max_revalidations: int = 4
-    """New answers that may be made in the background at the same time."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.ttl_s <= self.background_s <= self.max_stale_s:  # not "<": that would let NaN pass
             ages = f"{self.ttl_s!r}, {self.revalidate_s!r} and {self.max_stale_s!r}"
             raise ValueError(f"A cache needs 0 <= ttl_s <= revalidate_s <= max_stale_s, not {ages}.")
-        if min(self.max_entries, self.max_bytes, self.max_revalidations) < 1:
-            raise ValueError("max_entries, max_bytes and max_revalidations of a cache must be at least 1.")
+        if min(self.max_entries, self.max_bytes) < 1:
+            raise ValueError("max_entries and max_bytes of a cache must be at least 1.")
 
     @property
     def background_s(self) -> float:
@@ -124,7 +124,7 @@ class StaleCache(Generic[V]):
         self.clock = clock
         self._entries: OrderedDict[Hashable, Entry[V]] = OrderedDict()
         self._flights: SingleFlight[Entry[V]] = SingleFlight(
-            name, max_background=config.max_revalidations, background_timeout_s=timeout_s
+            name, max_background=_MAX_REVALIDATIONS, background_timeout_s=timeout_s
         )
         self._bytes = self._hits = self._stale_hits = self._misses = self._evictions = 0
 

@@ -180,7 +180,7 @@ class Pool(Generic[C]):
     @property
     def is_full(self) -> bool:
         """Whether all connections are lent, so that a borrower waits for other borrowers and not for the dependency."""
-        return self._spare() == 0
+        return len(self._lent) == self.limits.max_connections
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[C]:
@@ -245,10 +245,11 @@ class Pool(Generic[C]):
         if self._closed:
             raise ShuttingDown
         now = self._clock()
-        if self._idle and self._fit(self._idle[-1], now) and not self._rested(self._idle[-1], now):
+        latest = self._idle[-1] if self._idle else None
+        if latest is not None and self._fit(latest, now) and now - latest.since <= self.limits.check_after_idle_s:
             return self._lend(self._idle.pop(), now)
         waiting = len(self._live_waiters())
-        if waiting - self._spare() >= self.limits.max_waiting:
+        if len(self._lent) + waiting >= self.limits.max_connections + self.limits.max_waiting:
             self._counts["refused"] += 1
             raise self._busy(f"{waiting} calls wait already")
         return await self._wait(now)
@@ -305,12 +306,6 @@ class Pool(Generic[C]):
 
     def _fit(self, member: _Member[C], now: float) -> bool:
         return member.connection.usable and now < member.expires_at
-
-    def _rested(self, member: _Member[C], now: float) -> bool:
-        return now - member.since > self.limits.check_after_idle_s
-
-    def _spare(self) -> int:
-        return self.limits.max_connections - len(self._lent)
 
     def _live_waiters(self) -> list[asyncio.Future[_Member[C]]]:
         return [waiter for waiter in self._waiting if not waiter.done()]  # the others have yet to leave
