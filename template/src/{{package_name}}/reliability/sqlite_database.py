@@ -22,7 +22,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import anyio
 
@@ -97,9 +97,12 @@ class SqliteDatabase(Database):
         file = _File(dependency.name, Path(path).expanduser(), schema, limits.acquire_timeout_s)
 
         def pool(kind: str, size: int) -> Pool[_Connection]:
-            connect = functools.partial(_connect, file, writes=kind == "writer")
-            own = replace(limits, max_connections=size)
-            return Pool(f"{dependency.name}.{kind}", connect, own, dependency=dependency.name)
+            return Pool(
+                f"{dependency.name}.{kind}",
+                lambda: _Connection(file, writes=kind == "writer").open(),
+                replace(limits, max_connections=size),
+                dependency=dependency.name,
+            )
 
         super().__init__(dependency, pool("writer", 1), pool("readers", readers))
 
@@ -155,8 +158,7 @@ class _Thread:
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._changed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._run, name=name, daemon=True).start()
 
     async def do(self, job: Callable[[Callable[[], bool]], T]) -> T:
         """Call `job`, which can ask whether somebody still waits for it. A cancelled caller leaves at once."""
@@ -209,16 +211,6 @@ class _Thread:
             self._loop.call_soon_threadsafe(callback, *args)
 
 
-async def _connect(file: _File, *, writes: bool) -> _Connection:
-    connection = _Connection(file, writes=writes)
-    try:
-        await connection.open()
-    except BaseException:
-        connection.thread.end()
-        raise
-    return connection
-
-
 class _Connection:
     """One connection; it exists in its thread alone, but for the questions that SQLite answers to every thread."""
 
@@ -238,8 +230,13 @@ class _Connection:
     def clean(self) -> bool:
         return not self.thread.unfinished and self._raw is not None and not self._raw.in_transaction
 
-    async def open(self) -> None:
-        await self._patiently(self._open)
+    async def open(self) -> Self:
+        try:
+            await self._patiently(self._open)
+        except BaseException:
+            self.thread.end()
+            raise
+        return self
 
     async def check(self) -> None:
         await self.fetch_one("SELECT 1")
