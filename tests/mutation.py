@@ -18,6 +18,7 @@ PACKAGE = ROOT / "template" / "src" / "{{package_name}}" / "reliability"
 
 TESTS = {
     "circuit_breaker": ["circuit_breaker*"],
+    "circuit_breaker_config": ["circuit_breaker*"],
     "sliding_window": ["sliding_window", "circuit_breaker*"],
     "dependency": ["dependency", "fault_table"],
     "dependency_group": ["dependency"],
