@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -103,6 +104,18 @@ both_ways = pytest.mark.parametrize("ask", [through_call, through_guard])
 def everything_is_back(api: Dependency) -> bool:
     found = api.statistics()
     return (found.in_flight, found.queued, found.breaker.probes) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("end", [None, ToolFailure("No such note."), FAILURE])
+async def test_r55_a_failure_that_a_guarded_body_counts_is_one_however_it_ends(end: Exception | None) -> None:
+    api = dependency()
+    with suppress(ToolFailure, DependencyFailed):
+        async with api.guard() as attempt:
+            attempt.count(FAILURE)
+            if end is not None:
+                raise end
+    statistics = api.breaker.statistics()
+    assert (statistics.calls, statistics.failures, statistics.failures_total, statistics.late) == (1, 1, 1, 0)
 
 
 @both_ways
