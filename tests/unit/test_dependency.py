@@ -139,8 +139,10 @@ async def test_r43_a_hang_ends_at_the_limit_of_the_attempt_and_counts_against_th
     assert caught.value.limit_s == 5
     assert caught.value.retryable
     assert everything_is_back(api)
-    assert api.statistics().totals == DependencyTotals(calls=1, failures=1, timeouts=1)
-    assert api.breaker.statistics().failures == 1
+    with pytest.raises(DependencyTimeout):
+        await ask(api, hang)
+    assert api.statistics().totals == DependencyTotals(calls=2, failures=2, timeouts=2)
+    assert api.breaker.statistics().failures == 2
 
 
 @both_ways
