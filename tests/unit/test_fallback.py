@@ -622,7 +622,7 @@ async def test_r48_another_function_answers_and_its_answer_says_so(era: Era, cap
         "WARNING",
         "dependency_failed",
         DOWN,
-        "OSError('no route')",
+        "OSError",
     ]
 
 

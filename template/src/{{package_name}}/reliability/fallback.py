@@ -23,7 +23,7 @@ from .answer_cache import AnswerCache
 from .cache import CacheConfig
 from .cache_store import CacheStore
 from .deadlines import cleanup, leaving
-from .errors import DeadlineExceeded, DependencyError, ReliabilityError
+from .errors import DeadlineExceeded, DependencyError, ReliabilityError, cause_of
 from .masking import tool_errors
 from .output_limit import limit_output
 from .provenance import label, with_provenance
@@ -164,7 +164,7 @@ class ToolFallback:
             answer = answer or await self._substitute(arguments, context, error)
             if answer is None:
                 raise
-            about = {"kind": error.kind, "text": error.text, "cause": repr(error.__cause__)}
+            about = {"kind": error.kind, "text": error.text, "cause": cause_of(error)}
             logger.warning("fallback served", extra=about)
             return answer
 
