@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from reliability.chaos import Chaos, Faults
 from reliability.circuit_breaker import State
 from reliability.circuit_breaker_config import CircuitBreakerConfig
-from reliability.dependency import Dependency, DependencyLimits, DependencyTotals
+from reliability.dependency import Dependency, DependencyLimits
+from reliability.dependency_statistics import DependencyTotals
 from reliability.errors import ConnectionBroken, DependencyTimeout
 from reliability.retry import RetryConfig
 

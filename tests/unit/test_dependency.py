@@ -16,8 +16,9 @@ from reliability.chaos import Chaos
 from reliability.circuit_breaker import State
 from reliability.circuit_breaker_config import CircuitBreakerConfig
 from reliability.deadlines import deadline, remaining_s
-from reliability.dependency import Dependency, DependencyLimits, DependencyTotals
+from reliability.dependency import Dependency, DependencyLimits
 from reliability.dependency_group import DependencyGroup
+from reliability.dependency_statistics import DependencyTotals
 from reliability.errors import (
     CircuitOpen,
     ConnectionBroken,

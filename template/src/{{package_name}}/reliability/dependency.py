@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import NoReturn, TypeVar
 
@@ -30,9 +30,10 @@ import anyio
 from .bounds import bounded, check_bounds
 from .cancellation import is_cancelled
 from .chaos import Chaos
-from .circuit_breaker import CircuitBreaker, CircuitBreakerStatistics, State, is_dependency_failure
+from .circuit_breaker import CircuitBreaker, State, is_dependency_failure
 from .circuit_breaker_config import CircuitBreakerConfig
 from .deadlines import Deadline, expires_at
+from .dependency_statistics import DependencyStatistics, DependencyTotals
 from .errors import ConnectionBroken, DependencyBusy, DependencyError, DependencyTimeout, NotEnoughTime
 from .health import Check, check_of
 from .load_shedding import LoadShedder
@@ -76,47 +77,6 @@ class DependencyLimits:
 
     def __post_init__(self) -> None:
         check_bounds(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DependencyTotals:
-    """What was counted since the start; it only ever grows."""
-
-    calls: int = 0
-    """Attempts that were made: retries included, refusals not."""
-    failures: int = 0
-    """Attempts that counted against the dependency."""
-    timeouts: int = 0
-    """Attempts that ended at their limit; failures, too."""
-    busy: int = 0
-    """Calls refused by the bulkhead."""
-    rejected: int = 0
-    """Calls refused by the breaker."""
-    opened: int = 0
-    """How often the breaker opened."""
-    retries: int = 0
-    retries_refused: int = 0
-    """Retries that the budget did not pay for."""
-
-    def __add__(self, other: DependencyTotals) -> DependencyTotals:
-        return DependencyTotals(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
-
-
-@dataclass(frozen=True, kw_only=True)
-class DependencyStatistics:
-    """The state of one dependency, and its figures."""
-
-    name: str
-    state: State
-    in_flight: int
-    queued: int
-    """Calls that wait for a place of the bulkhead."""
-    retry_tokens: float
-    """What is left in the budget for retries."""
-    chaos: bool
-    """Whether faults are injected."""
-    totals: DependencyTotals
-    breaker: CircuitBreakerStatistics
 
 
 class Dependency:

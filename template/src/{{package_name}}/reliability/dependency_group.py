@@ -13,7 +13,8 @@ from collections.abc import Callable
 
 from .chaos import Chaos
 from .circuit_breaker import State
-from .dependency import Dependency, DependencyLimits, DependencyStatistics, DependencyTotals
+from .dependency import Dependency, DependencyLimits
+from .dependency_statistics import DependencyStatistics, DependencyTotals
 from .health import Check, check_of
 
 
