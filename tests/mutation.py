@@ -36,6 +36,8 @@ TESTS = {
     "fallback": ["fallback*"],
     "pool": ["pool*"],
     "allowed_hosts": ["allowed_hosts"],
+    "memory_limit": ["memory_limit"],
+    "service_notify": ["service_notify"],
 }
 """The tests in `tests/unit` that are run for each module."""
 

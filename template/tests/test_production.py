@@ -315,6 +315,22 @@ async def test_metrics_are_numbers_of_registered_names(running: Running) -> None
     assert 0 < figures["p50_ms"] <= figures["p95_ms"] <= figures["p99_ms"]
 
 
+# ---- Hangs: the process ends, so that it can be started again --------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tool", "transport"), [("block_the_loop", TRANSPORTS[0]), ("hold_the_interpreter", TRANSPORTS[-1])]
+)
+async def test_a_hang_ends_the_process_and_shows_where(tool: str, transport: str) -> None:
+    with ServerProcess(transport, {"HANG_TIMEOUT_S": 1}) as server:
+        with suppress(Exception):  # a connection that breaks is told in many ways
+            async with server.connected(HANDSHAKE) as client:
+                await client.call_tool(tool)
+        assert await server.ends(within_s=2) == 1
+        assert "Timeout (0:00:01" in server.stderr()
+        assert f"in {tool}" in server.stderr()
+
+
 # ---- R1, R2, R8: start-up ------------------------------------------------------------------------------------------
 
 

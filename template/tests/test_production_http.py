@@ -107,6 +107,14 @@ def condemned() -> Iterator[Condemned]:
     condemned.close()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def leaking() -> Iterator[ServerProcess]:
+    """A server over its hard memory limit, which it keeps only ten seconds after its start."""
+    limits = {"MEMORY_SOFT_LIMIT_MB": 200, "MEMORY_HARD_LIMIT_MB": 250}
+    with ServerProcess("http", limits) as server, raw_call(port_of(listening(server)), "leak", megabytes=300):
+        yield server
+
+
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Shared]:
     with ServerProcess("http", {"MAX_INPUT_BYTES": 100_000, "HTTP_ALLOWED_ORIGINS": "https://good.example"}) as server:
@@ -418,3 +426,10 @@ def test_requests_that_never_become_complete_are_closed(shared: Shared) -> None:
 def test_a_cleanup_that_never_ends_is_ended_by_force(condemned: Condemned) -> None:  # R68
     for duration_s in condemned.ended_by_force_after(limit_s=CLEANUP_S):
         assert duration_s < CLEANUP_S + BUSY_MACHINE_S
+
+
+@pytest.mark.skipif(sys.platform not in ("linux", "darwin"), reason="memory is not measured")
+def test_a_leak_ends_the_process_between_two_calls(leaking: ServerProcess) -> None:  # R69
+    assert leaking.exit_code(within_s=25) == 75
+    assert leaking.log("call", tool="leak", outcome="ok")
+    assert leaking.log("cleanup is complete")

@@ -1,5 +1,6 @@
-"""A small server over stdio or HTTP for the tests that need a process of its own: `child_server.py stdio|http GRACE_S`.
+"""A small server over stdio or HTTP, for tests that need a process: `child_server.py stdio|http GRACE_S [LIMITS]`.
 
+LIMITS is JSON with fields of `Limits`.
 It says "started NAME" on stderr when a tool begins and "cleaned up" when its lifespan ends.
 """
 # ruff: noqa: E402 - the order of the imports is the point
@@ -17,6 +18,7 @@ if TRANSPORT == "stdio":
     print("printed by an import")
 
 import ctypes
+import json
 import os
 import subprocess
 import time
@@ -25,14 +27,17 @@ from typing import TYPE_CHECKING
 
 import anyio
 import anyio.lowlevel
-from reliability import Limits, ReliableServer, ToolFailure, tool
+from reliability import Limits, ReliableServer, ToolFailure, memory_limit, tool
 from reliability import shutdown as shutdown_module
+from reliability.hang_detection import report_crashes
 from reliability.logs import configure_logging
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+report_crashes()
 configure_logging("info")
+memory_limit._SETTLE_S = memory_limit._INTERVAL_S = 0.05
 shutdown_module._DELIBERATE_S = 60  # a busy machine must not turn an echoed SIGINT into a second one
 
 
@@ -64,6 +69,45 @@ async def block_loop() -> str:
     note("started block_loop")
     time.sleep(60)  # noqa: ASYNC251 - that is the point
     return ""
+
+
+@tool()
+async def spin_loop() -> str:
+    note("started spin_loop")
+    while True:
+        pass
+
+
+@tool()
+def hold_lock() -> str:
+    note("started hold_lock")
+    ctypes.PyDLL(None).sleep(60)  # C code that keeps the interpreter's lock
+    return ""
+
+
+@tool()
+def hold_lock_in_silence() -> str:
+    ctypes.PyDLL(None).sleep(60)
+    return ""
+
+
+@tool()
+async def crash() -> str:
+    ctypes.string_at(0)
+    return ""
+
+
+LEAKED: list[bytes] = []
+
+
+@tool()
+async def leak(megabytes: int, seconds: float = 0, keep: bool = True) -> str:
+    note("started leak")
+    LEAKED.append(b"x" * megabytes * 1_000_000)
+    await anyio.sleep(seconds)
+    if not keep:
+        LEAKED.clear()
+    return "leaked"
 
 
 @tool()
@@ -111,9 +155,11 @@ async def fail() -> str:
     raise ToolFailure("foreseen")
 
 
-server = ReliableServer("child", version="1", lifespan=lifespan, limits=Limits(), subscriptions=False)
-for function in (say, slow, block_loop, block_thread, babble, babble_at_length, cancelled_inside, leave, fail):
-    server.register(function)
+LIMITS = json.loads(sys.argv[3]) if len(sys.argv) > 3 else {}
+server = ReliableServer("child", version="1", lifespan=lifespan, limits=Limits(**LIMITS), subscriptions=False)
+for function in list(globals().values()):
+    if callable(function):
+        server.register(function)
 
 if TRANSPORT == "stdio":
     from reliability.stdio_server import run_stdio

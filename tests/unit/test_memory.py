@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import os
+import struct
 import sys
 from typing import TYPE_CHECKING
 
@@ -47,3 +50,24 @@ def test_freezing_takes_what_exists_out_of_the_collector_and_leaves_it_usable() 
         assert gc.get_freeze_count() > before + 1000
     finally:
         gc.unfreeze()
+
+
+def test_r14_on_macos_the_current_figure_counts_and_not_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    from reliability import health
+
+    class Library:
+        filled = 96
+
+        def proc_pidinfo(
+            self, pid: int, flavour: int, _: object, buffer: ctypes.Array[ctypes.c_char], size: int
+        ) -> int:
+            assert (pid, flavour, size) == (os.getpid(), 4, 96)
+            ctypes.memmove(buffer, struct.pack("=QQ", 400_000_000_000, 123_400_000), 16)
+            return self.filled
+
+    library = Library()
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: library)
+    assert health.rss_mb() == 123.4
+    library.filled = 0
+    assert health.rss_mb() is None

@@ -254,3 +254,37 @@ end_process(0)
 """)
     assert child.end()[0] == 0
     assert child.said[-1] == "survived"
+
+
+RESTART = """
+async def restart(shutdown):
+    shutdown.request("too large", exit_code=75)
+    await shutdown.requested.wait()
+    say("asked")
+    {then}
+    say(shutdown.reason.replace(" ", "_"))
+    raise SystemExit(shutdown.exit_code)
+run(restart, grace_s=0.1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("then", "code", "reason"),
+    [
+        ("shutdown.request('still too large', exit_code=75)", 75, "too_large"),
+        ("shutdown.request('the client closed stdin')", 0, "the_client_closed_stdin"),
+    ],
+)
+def test_r31_a_stop_for_good_takes_the_place_of_a_restart(
+    start: Callable[[str], Child], then: str, code: int, reason: str
+) -> None:
+    child = start(RESTART.format(then=then))
+    assert child.end()[0] == code
+    assert child.said == ["ready", "asked", reason]
+
+
+def test_r69_a_restart_that_is_ended_by_force_is_still_a_restart(start: Callable[[str], Child]) -> None:
+    child = start(RESTART.format(then="time.sleep(60)"))
+    code, log = child.end()
+    assert code == 75
+    assert "ended by force" in log

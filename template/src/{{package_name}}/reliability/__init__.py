@@ -4,9 +4,7 @@ One module per idea; its docstring says what it is for. These are the names that
 loaded when they are first asked for, because the protocol's pipes must be claimed before anything else is imported.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False  # of `typing`, which is not imported: the supervisor passes through here, and stays small
 if TYPE_CHECKING:
     from .chaos import Chaos
     from .circuit_breaker import CircuitBreaker
@@ -113,6 +111,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
+    from importlib import import_module
+
     for home, names in _HOMES.items():
         if name in names:
             return getattr(import_module(f".{home}", __name__), name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
 import sys
 import time
@@ -25,6 +26,8 @@ from .parts import DependencyState, Parts
 logger = logging.getLogger(__name__)
 
 _LAG_INTERVAL_S = 0.5
+_TASK_INFO, _TASK_INFO_BYTES = 4, 96
+"""PROC_PIDTASKINFO of macOS, and the size of its answer."""
 
 
 class Status(StrEnum):
@@ -277,9 +280,12 @@ def rss_mb() -> float | None:
             pages = int(statm.read().split()[1])
         return round(pages * _PAGE_BYTES / 1e6, 1)
     if sys.platform == "darwin":
-        import resource
+        import ctypes
 
-        return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 1)  # the peak: no current figure
+        task = ctypes.create_string_buffer(_TASK_INFO_BYTES)
+        filled = ctypes.CDLL(None).proc_pidinfo(os.getpid(), _TASK_INFO, ctypes.c_uint64(0), task, _TASK_INFO_BYTES)
+        if filled == _TASK_INFO_BYTES:
+            return round(int.from_bytes(task[8:16], sys.byteorder) / 1e6, 1)  # the second field, pti_resident_size
     return None
 
 
@@ -298,6 +304,4 @@ def memory_check(soft_limit_mb: float) -> Check:
 
 
 if sys.platform == "linux":
-    import os
-
     _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")

@@ -26,6 +26,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from .http_requests import HANG_UP, RequestGate
 from .probes import add_metrics, add_probes
+from .process_guards import guarded
 from .server import ReliableServer
 from .shutdown import Shutdown, end_process
 from .startup import EXIT_CONFIGURATION
@@ -80,14 +81,14 @@ def run_http(server: ReliableServer[Any], options: HttpOptions) -> NoReturn:
         logger.error("cannot listen: %s", error, extra={"host": options.host, "port": options.port})  # noqa: TRY400
         end_process(EXIT_CONFIGURATION)
     try:
-        anyio.run(partial(_serve, server, options, listener))
+        exit_code = anyio.run(partial(_serve, server, options, listener))
     except (Exception, SystemExit):
         logger.exception("the server failed")
         end_process(1)
-    end_process(0)
+    end_process(exit_code)
 
 
-async def _serve(server: ReliableServer[Any], options: HttpOptions, listener: socket.socket) -> None:
+async def _serve(server: ReliableServer[Any], options: HttpOptions, listener: socket.socket) -> int:
     port = listener.getsockname()[1]
     add_probes(server)
     if options.metrics:
@@ -134,12 +135,12 @@ async def _serve(server: ReliableServer[Any], options: HttpOptions, listener: so
     if _is_wildcard(options.host) and not options.allowed_hosts:
         logger.warning("only loopback Host headers are accepted; name others in the setting HTTP_ALLOWED_HOSTS")
     with shutdown.watching():
-        async with anyio.create_task_group() as tasks:
+        async with guarded(server, shutdown, is_restarted=True) as tasks:
             tasks.start_soon(stop_when_asked)
             logger.info("listening", extra={"url": f"http://{_bracketed(options.host)}:{port}{PATH}"})
             await http.serve(sockets=[listener])
-            tasks.cancel_scope.cancel()
     shutdown.cleaned_up()
+    return shutdown.exit_code
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -26,6 +26,14 @@ def return_memory_to_system() -> None:
         mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES)
 
 
+def free_what_can_be_freed() -> None:
+    """Collect all garbage and make the C library give back what it keeps (glibc). Takes up to a second."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
 def freeze_startup_objects() -> None:
     """Take everything that start-up created out of the garbage collector's sight.
 

@@ -124,6 +124,11 @@ class Pipeline:
             place.is_held = False
             self.load_shedder.release()
 
+    @property
+    def calls(self) -> int:
+        """Calls on their way now."""
+        return len(self._running)
+
     def overdue(self) -> int:
         """Calls that were cancelled at their deadline and have not ended: their tools swallow the cancellation."""
         return sum(limit.overdue_s() > _ALLOWANCE_S for limit in self._running)

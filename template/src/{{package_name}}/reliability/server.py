@@ -7,6 +7,7 @@ to be there is the business of `registration`.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -82,6 +83,9 @@ class Limits:
         max_output_bytes: Largest result, in bytes.
         health_interval_s: Seconds between health checks in the background.
         health_check_timeout_s: Limit of one health check, in seconds.
+        hang_timeout_s: How long the event loop may be stuck before the process is ended, in seconds. More than
+            `tool_timeout_s`, because by then every call is lost anyway, and less than the patience of the clients.
+        memory_hard_limit_mb: Resident memory in MB (10^6 bytes) above which the process is restarted between calls.
     """
 
     tool_timeout_s: float = 25
@@ -92,6 +96,8 @@ class Limits:
     max_output_bytes: int = 100_000
     health_interval_s: float = 30
     health_check_timeout_s: float = 5
+    hang_timeout_s: float = 30
+    memory_hard_limit_mb: float = 512
 
 
 class ReliableServer(RegisteringServer[AppT], Generic[AppT]):
@@ -122,6 +128,9 @@ class ReliableServer(RegisteringServer[AppT], Generic[AppT]):
         answers_path: str | os.PathLike[str] | None = None,
         **kwargs: Any,
     ) -> None:
+        self.limits = limits
+        self.ready = asyncio.Event()
+        """Set as soon as the lifespan has begun and calls are served."""
         self.load_shedder = LoadShedder(
             max_concurrent=limits.max_concurrent_calls,
             max_queued=limits.max_queued_calls,
@@ -158,6 +167,11 @@ class ReliableServer(RegisteringServer[AppT], Generic[AppT]):
         for method in (RESOURCES, PROMPTS):
             self.metrics.register(method)
         self._add_built_in_tools()
+
+    @property
+    def calls_in_flight(self) -> int:
+        """Calls that have begun and not ended, those included that wait: for a place, or for a person."""
+        return self._pipeline.calls
 
     def drain(self) -> None:
         """Refuse new calls and report "not ready", because the process is about to stop (R68)."""
@@ -231,6 +245,7 @@ class ReliableServer(RegisteringServer[AppT], Generic[AppT]):
             if self._fallbacks:
                 background.start_soon(self._serve_fallbacks)
             logger.info("ready", extra={"server": self.name, "version": self.version})
+            self.ready.set()
             try:
                 yield app
             finally:

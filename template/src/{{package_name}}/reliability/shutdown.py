@@ -49,6 +49,7 @@ class Shutdown:
     def __init__(self, *, grace_s: float, parent_pid: int | None = None) -> None:
         self.grace_s = grace_s
         self.reason: str | None = None
+        self.exit_code = 0
         self.requested = asyncio.Event()
         self._parent_pid = parent_pid
         self._loop = asyncio.get_running_loop()
@@ -57,21 +58,27 @@ class Shutdown:
         self._cleaned_up = False
         self._interrupted_at = float("inf")
 
-    def request(self, reason: str, *, grace_s: float | None = None, cleanup_s: float = CLEANUP_S) -> None:
+    def request(
+        self, reason: str, *, grace_s: float | None = None, cleanup_s: float = CLEANUP_S, exit_code: int = 0
+    ) -> None:
         """Begin to stop; only the first reason counts. May be called from any thread.
+
+        A stop for good is another matter than a restart that has begun, and takes its place.
 
         Args:
             reason: For the log: "SIGTERM", "the client closed stdin".
             grace_s: Seconds for calls in flight, when it is not the usual time.
             cleanup_s: Seconds for the lifespan's cleanup after that; then the process is ended by force.
+            exit_code: How the process ends; not 0 asks to be started again.
         """
         with self._lock:
-            if self.reason is not None:
+            if self.reason is not None and (exit_code or not self.exit_code):
                 return
             self.reason = reason
+            self.exit_code = exit_code
             if grace_s is not None:
                 self.grace_s = grace_s
-            self._kill_at = time.monotonic() + self.grace_s + cleanup_s
+            self._kill_at = min(self._kill_at, time.monotonic() + self.grace_s + cleanup_s)
         logger.info("stopping", extra={"reason": reason, "grace_s": self.grace_s})
         with suppress(RuntimeError):  # the loop has closed: the end is near anyway
             self._loop.call_soon_threadsafe(self.requested.set)
@@ -120,7 +127,7 @@ class Shutdown:
         if not self._cleaned_up:
             logger.error("ended by force: the orderly stop took too long", extra={"reason": self.reason})
         flush_logs()
-        os._exit(0 if self._cleaned_up else 1)
+        os._exit(self.exit_code if self._cleaned_up else self.exit_code or 1)
 
 
 def _noted_by_the_wakeup_fd(number: int, frame: FrameType | None) -> None:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from .configuration import ConfigurationError, EnvironmentSettings, load_settings, unknown_variables
+from .hang_detection import report_crashes
 from .logs import configure_logging
 from .memory import freeze_startup_objects, return_memory_to_system
 from .shutdown import end_process
@@ -27,6 +28,7 @@ def prepare(name: str, settings_class: type[SettingsT]) -> SettingsT:
 
     Ends the process with exit code 2 and one line per wrong setting on stderr.
     """
+    report_crashes()
     return_memory_to_system()
     _detach_stdin()
     try:

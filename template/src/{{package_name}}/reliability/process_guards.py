@@ -1,0 +1,63 @@
+"""What watches the process from inside while it serves, the same over every transport."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import anyio
+from anyio.abc import TaskGroup
+
+from .hang_detection import HANG_FD, HangDetector, descriptor_for_stacks
+from .memory_limit import EXIT_MEMORY, MemoryLimit
+from .server import ReliableServer
+from .shutdown import Shutdown
+
+
+def is_supervised() -> bool:
+    """Whether the supervisor for stdio started this process. To be asked before `guarded`."""
+    return HANG_FD in os.environ
+
+
+@asynccontextmanager
+async def guarded(server: ReliableServer[Any], shutdown: Shutdown, *, is_restarted: bool) -> AsyncIterator[TaskGroup]:
+    """A task group for what serves. With it begin, and with the body end, the guards of the process.
+
+    Args:
+        server: Its limits say when the guards act.
+        shutdown: How they stop the process.
+        is_restarted: Whether somebody starts the process again that asks for it. If not, the hard memory limit does not
+            apply: a large server is worth more than none.
+    """
+    limits = server.limits
+    with HangDetector(limits.hang_timeout_s, descriptor=descriptor_for_stacks()).watching():
+        async with anyio.create_task_group() as tasks:
+            if is_restarted:
+                memory = MemoryLimit(
+                    limits.memory_hard_limit_mb,
+                    is_busy=lambda: server.calls_in_flight > 0,
+                    restart=partial(shutdown.request, exit_code=EXIT_MEMORY),
+                    patience_s=limits.tool_timeout_s,  # every call that runs then has ended
+                )
+                tasks.start_soon(_run_when_ready, server, memory)
+            if "NOTIFY_SOCKET" in os.environ:
+                _notify_service(server, shutdown, tasks)
+            yield tasks
+            tasks.cancel_scope.cancel()
+
+
+async def _run_when_ready(server: ReliableServer[Any], memory: MemoryLimit) -> None:
+    await server.ready.wait()
+    await memory.run()
+
+
+def _notify_service(server: ReliableServer[Any], shutdown: Shutdown, tasks: TaskGroup) -> None:
+    from .service_notify import ServiceNotifier  # here, because most processes have no service manager
+
+    notifier = ServiceNotifier.from_environment()
+    if notifier is not None:
+        tasks.start_soon(notifier.announce, server.ready, shutdown.requested)
+        tasks.start_soon(notifier.keep_alive)
