@@ -44,19 +44,19 @@ class StdioSession:
         self.process = subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
-        self._send(json.dumps(_INITIALIZE).encode())
-        self._receive()
+        self.send(json.dumps(_INITIALIZE).encode())
+        self.receive()
         self.seconds_to_first_answer = time.perf_counter() - started
-        self._send(json.dumps(_INITIALIZED).encode())
+        self.send(json.dumps(_INITIALIZED).encode())
 
     def calls_per_second(self, calls: int, *, in_flight: int) -> float:
         """Make `calls` calls, `in_flight` at a time."""
         started = time.perf_counter()
         for number in range(1, calls + in_flight + 1):
             if number <= calls:
-                self._send(call(number))
+                self.send(call(number))
             if number > in_flight:
-                answer = self._receive()
+                answer = self.receive()
                 if b'"result"' not in answer or b'"isError":true' in answer:
                     raise RuntimeError(f"not a result: {answer[:200]!r}")
         return calls / (time.perf_counter() - started)
@@ -66,12 +66,12 @@ class StdioSession:
         pages = Path(f"/proc/{self.process.pid}/statm").read_text(encoding="ascii").split()[1]
         return int(pages) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
-    def _send(self, line: bytes) -> None:
+    def send(self, line: bytes) -> None:
         assert self.process.stdin is not None
         self.process.stdin.write(line + b"\n")
         self.process.stdin.flush()
 
-    def _receive(self) -> bytes:
+    def receive(self) -> bytes:
         assert self.process.stdout is not None
         while line := self.process.stdout.readline():
             if b'"id"' in line:

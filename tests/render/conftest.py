@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 OPTIONS: dict[str, list[Any]] = {
     "license": ["MIT", "Apache-2.0", "BSD-3-Clause", "none"],
     "transports": [["stdio"], ["http"], ["stdio", "http"]],
+    "watchdog": [True, False],
     "storage": ["none", "sqlite", "postgres"],
     "api_url": ["", "https://api.example.com/v1"],
     "examples": [[], ["notes"], ["api-debugger"], ["project-auditor"]],

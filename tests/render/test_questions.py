@@ -75,6 +75,7 @@ def test_a_project_of_the_first_questionnaire_keeps_what_it_was(render: Renderer
         answers = recorded(render(preset=preset, questionnaire=1))
         later = tuple(answers[name] for name in ("storage", "api_url", "examples", "metrics"))
         assert later == ("none", "", NOTES, [])
+        assert answers.get("watchdog", False) is False
 
 
 def test_an_answer_beats_the_preset(render: Renderer) -> None:
@@ -101,9 +102,9 @@ def test_a_preset_does_nothing_but_set_defaults(render: Renderer) -> None:
 
 def test_the_number_of_the_questionnaire_is_recorded_and_computed_values_are_not(render: Renderer) -> None:
     answers = recorded(render())
-    assert answers["questionnaire"] == 2
+    assert answers["questionnaire"] == 3
     assert not set(answers) & {"stdlib_modules", "python_keywords", "dependency_modules"}
-    assert not set(answers) & {"calls_http", "reads_files", "has_dependencies"}
+    assert not set(answers) & {"calls_http", "reads_files", "has_dependencies", "supervised"}
 
 
 @pytest.mark.parametrize(

@@ -59,10 +59,11 @@ _PARAMS: dict[str, dict[str, Any]] = {
 """What every request carries."""
 
 
-def command(transport: str, *, hostile: bool = True) -> list[str]:
-    """The command line that starts the server, with the hostile tools or without."""
+def command(transport: str, *, hostile: bool = True, supervised: bool = False) -> list[str]:
+    """The command line that starts the server, with the hostile tools or without, under its supervisor or not."""
     program = [str(LAUNCHER)] if hostile else ["-m", PACKAGE]
-    return [sys.executable, *program, *([transport] if len(TRANSPORTS) > 1 else [])]
+    mode = ["supervise"] if supervised else [transport] if len(TRANSPORTS) > 1 else []
+    return [sys.executable, *program, *mode]
 
 
 def environment(settings: Mapping[str, object]) -> dict[str, str]:
@@ -86,6 +87,7 @@ class ServerProcess:
         settings: Values of settings by their names without the prefix.
         variables: Other environment variables.
         hostile: Whether the hostile tools are there.
+        supervised: Whether it runs as the child of its supervisor, which is then `process`.
         arguments: What goes to `subprocess.Popen`.
     """
 
@@ -96,6 +98,7 @@ class ServerProcess:
         variables: Mapping[str, str] | None = None,
         *,
         hostile: bool = True,
+        supervised: bool = False,
         **arguments: Any,
     ) -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="server-", ignore_cleanup_errors=True)
@@ -105,7 +108,7 @@ class ServerProcess:
         self._stderr = Path(self._directory.name) / "stderr"
         descriptor = os.open(self._stderr, os.O_WRONLY | os.O_CREAT)
         self.process = subprocess.Popen(
-            command(transport, hostile=hostile),
+            command(transport, hostile=hostile, supervised=supervised),
             **{
                 "stdin": subprocess.PIPE if transport == "stdio" else subprocess.DEVNULL,
                 "stdout": subprocess.PIPE,

@@ -3,7 +3,8 @@
 What the SDK's own runner lacks and this one has: it ends cleanly on SIGTERM and SIGINT, on end of input, and within two
 seconds of the client's death, even when the event loop or a synchronous tool is stuck; it answers malformed lines and
 refuses oversize ones; it never blocks the event loop on a client that does not read. A daemon thread reads the
-requests, so that nothing has to be joined at the end; answers are written at once where the pipe has room.
+requests, so that nothing has to be joined at the end; answers are written at once where the pipe has room. Pipes that
+do not block, such as a supervisor's, need neither the thread nor small steps.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import asyncio
 import logging
 import os
 import select
+import stat
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -26,6 +29,7 @@ from mcp.shared.message import SessionMessage
 from mcp_types import JSONRPCError, JSONRPCMessage, JSONRPCNotification, JSONRPCRequest, JSONRPCResponse
 
 from .json_lines import LineSplitter, OversizeLine, oversize_error, parse_line
+from .process_guards import guarded, is_supervised
 from .server import ReliableServer
 from .shutdown import Shutdown, end_process
 from .stdio_wire import Wire
@@ -56,24 +60,24 @@ def run_stdio(server: ReliableServer[Any], wire: Wire, *, max_message_bytes: int
         grace_s: Seconds that calls in flight get after SIGTERM or SIGINT.
     """
     try:
-        anyio.run(partial(_serve, server, wire, max_message_bytes=max_message_bytes, grace_s=grace_s))
+        exit_code = anyio.run(partial(_serve, server, wire, max_message_bytes=max_message_bytes, grace_s=grace_s))
     except Exception:
         logger.exception("the server failed")
         end_process(1)
-    end_process(0)
+    end_process(exit_code)
 
 
-async def _serve(server: ReliableServer[Any], wire: Wire, *, max_message_bytes: int, grace_s: float) -> None:
+async def _serve(server: ReliableServer[Any], wire: Wire, *, max_message_bytes: int, grace_s: float) -> int:
     shutdown = Shutdown(grace_s=grace_s, parent_pid=wire.parent_pid)
     outbox = Outbox(wire.write_fd, shutdown)
     inbox = Inbox(wire, outbox, shutdown, max_message_bytes)
     with shutdown.watching():
         inbox.start()
-        async with anyio.create_task_group() as tasks:
+        async with guarded(server, shutdown, is_restarted=is_supervised()) as tasks:
             tasks.start_soon(_drain_when_asked, shutdown, server, inbox, outbox)
             await server.lowlevel.run(inbox, outbox, server.lowlevel.create_initialization_options())
-            tasks.cancel_scope.cancel()
     shutdown.cleaned_up()
+    return shutdown.exit_code
 
 
 async def _drain_when_asked(shutdown: Shutdown, server: ReliableServer[Any], inbox: Inbox, outbox: Outbox) -> None:
@@ -103,6 +107,7 @@ class Outbox:
         if hasattr(select, "poll"):
             self._poll = select.poll()
             self._poll.register(fd, select.POLLOUT)
+        self._never_blocks = _never_blocks(fd)
 
     def expect_answer(self, request_id: int | str, size: int) -> None:
         """A request of `size` bytes has arrived that a shutdown should wait for."""
@@ -148,6 +153,10 @@ class Outbox:
             self.forget(message.id)
 
     def _write_what_fits(self, data: memoryview) -> memoryview:
+        if self._never_blocks:
+            with suppress(BlockingIOError):
+                data = data[os.write(self._fd, data) :]
+            return data
         while self._poll and data and self._poll.poll(0):
             data = data[os.write(self._fd, data[:_ATOMIC_BYTES]) :]
         return data
@@ -157,7 +166,7 @@ class Outbox:
             if self._poll is None:
                 data = data[os.write(self._fd, data) :]
             elif self._poll.poll(_SLICE_MS):
-                data = data[os.write(self._fd, data[:_ATOMIC_BYTES]) :]
+                data = data[os.write(self._fd, data if self._never_blocks else data[:_ATOMIC_BYTES]) :]
             elif self._abandoned:
                 raise BrokenPipeError("the client does not read")
 
@@ -174,7 +183,7 @@ class Outbox:
 
 
 class Inbox:
-    """The read stream of the SDK's server, filled by a daemon thread."""
+    """The read stream of the SDK's server, filled by a daemon thread, or by the event loop where that cannot block."""
 
     def __init__(self, wire: Wire, outbox: Outbox, shutdown: Shutdown, max_message_bytes: int) -> None:
         self._wire = wire
@@ -187,7 +196,8 @@ class Inbox:
         self._ended = False
         self.at_end = False
         self._room = _ByteBudget(max(2 * max_message_bytes, _MIN_ROOM_BYTES))
-        outbox.on_settled = self._room.give_back
+        outbox.on_settled = self._give_back
+        self._is_paused = False
         self._poll = None
         if hasattr(select, "poll"):
             self._poll = select.poll()
@@ -196,7 +206,11 @@ class Inbox:
 
     def start(self) -> None:
         """Begin to read."""
-        threading.Thread(target=self._read, name="stdin-reader", daemon=True).start()
+        if _never_blocks(self._wire.read_fd):
+            self._loop.add_reader(self._wire.read_fd, self._read_in_loop)
+            self._loop.add_reader(self._wire.write_fd, self._stop_reading)  # nothing comes but the end of the reader
+        else:
+            threading.Thread(target=self._read, name="stdin-reader", daemon=True).start()
 
     def end(self) -> None:
         """Let the server see the end of input; what is still queued is dropped."""
@@ -219,11 +233,11 @@ class Inbox:
             item, size = self._received.popleft()
             if isinstance(item, SessionMessage):
                 if not _is_awaited(item.message):  # the room of a request is given back with its answer
-                    self._room.give_back(size)
+                    self._give_back(size)
                 return item
             with suppress(anyio.BrokenResourceError):  # the end is on its way already
                 await self._outbox.send_message(item)
-            self._room.give_back(size)
+            self._give_back(size)
 
     def _note(self, message: JSONRPCMessage, size: int) -> None:
         if isinstance(message, JSONRPCRequest) and _is_awaited(message):
@@ -240,11 +254,47 @@ class Inbox:
             self._shutdown.request("reading failed")
 
     def _deliver_lines(self, lines: Iterator[bytes | OversizeLine]) -> None:
+        for item, size in self._messages(lines):
+            self._deliver(item, size)
+
+    def _messages(self, lines: Iterator[bytes | OversizeLine]) -> Iterator[tuple[SessionMessage | JSONRPCError, int]]:
         for line in lines:
             if isinstance(line, OversizeLine):
-                self._deliver(oversize_error(line, self._lines.max_bytes), len(line.prefix))
+                yield oversize_error(line, self._lines.max_bytes), len(line.prefix)
             elif (message := parse_line(line)) is not None:
-                self._deliver(message, len(line))
+                yield message, len(line)
+
+    def _read_in_loop(self) -> None:
+        """Take what is there. While there is no room nothing more is read, and whoever started us sees to the end."""
+        try:
+            chunk = os.read(self._wire.read_fd, _CHUNK_BYTES)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            logger.warning("stdin cannot be read", extra={"error": str(error)})
+            chunk = b""
+        for item, size in self._messages(self._lines.feed(chunk) if chunk else self._lines.end()):
+            self._room.take_all_the_same(size + _ITEM_BYTES)
+            self._append(item, size + _ITEM_BYTES)
+        if not chunk:
+            self._loop.remove_reader(self._wire.read_fd)
+            self.at_end = True
+            self._end_of_input()
+        elif self._room.is_full:
+            self._loop.remove_reader(self._wire.read_fd)
+            self._is_paused = True
+
+    def _give_back(self, size: int) -> None:
+        self._room.give_back(size)
+        if self._is_paused and not self._room.is_full:
+            self._is_paused = False
+            self._loop.add_reader(self._wire.read_fd, self._read_in_loop)
+
+    def _stop_reading(self) -> None:
+        self._is_paused = False
+        for fd in (self._wire.read_fd, self._wire.write_fd):
+            self._loop.remove_reader(fd)
+        self._shutdown.request("the client closed stdout", grace_s=0, cleanup_s=1)
 
     def _next_chunk(self) -> bytes | None:
         """Bytes from the client; None when it is gone, or has closed either of the two pipes."""
@@ -311,6 +361,11 @@ def _is_awaited(message: JSONRPCMessage) -> bool:
     return isinstance(message, JSONRPCRequest) and message.method not in _STREAM_METHODS
 
 
+def _never_blocks(fd: int) -> bool:
+    """Whether it is a pipe in non-blocking mode."""
+    return sys.platform != "win32" and stat.S_ISFIFO(os.fstat(fd).st_mode) and not os.get_blocking(fd)
+
+
 class _ByteBudget:
     """Makes the reader wait while too much is queued or unanswered, so that a flood stays in the client's pipe."""
 
@@ -324,6 +379,14 @@ class _ByteBudget:
             fits = self._freed.wait_for(lambda: self._used == 0 or self._used + size <= self._limit, timeout_s)
             self._used += size if fits else 0
             return fits
+
+    def take_all_the_same(self, size: int) -> None:
+        with self._freed:
+            self._used += size
+
+    @property
+    def is_full(self) -> bool:
+        return self._used > self._limit
 
     def give_back(self, size: int) -> None:
         with self._freed:

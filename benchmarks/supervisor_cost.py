@@ -1,0 +1,156 @@
+"""What the supervisor costs: the same generated server with it and without it, side by side.
+
+    python benchmarks/supervisor_cost.py
+
+Both servers run for the whole time and take turns, so that a busy machine slows each of them alike; a ratio is the
+median of the ratios of the turns. The tool gives its text back, so that long lines go both ways. The client of the
+first tables costs next to nothing, which shows the supervisor's share at its largest; the official client's own time is
+several times the server's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio
+from mcp import Client, StdioServerParameters
+from protocol import StdioSession, stdio_session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ROOT = Path(__file__).resolve().parent.parent
+SIZES = (100, 1_000, 10_000, 100_000, 1_000_000, 5_000_000)
+TURNS = 15
+BYTES_A_TURN = 20_000_000
+TOOL = '''"""The tool that is measured."""
+
+from ..reliability import tool
+
+
+@tool(read_only=True)
+async def echo(text: str) -> str:
+    """Give the text back."""
+    return text
+'''
+SETTINGS = {
+    "BENCH_SERVER_MAX_INPUT_BYTES": "50000000",
+    "BENCH_SERVER_MAX_OUTPUT_BYTES": "50000000",
+    "BENCH_SERVER_MEMORY_SOFT_LIMIT_MB": "100000",
+    "BENCH_SERVER_MEMORY_HARD_LIMIT_MB": "100000",
+}
+
+
+def render(directory: Path) -> tuple[list[list[str]], dict[str, str]]:
+    """Make a server; return how to start it without and with the supervisor, and its environment."""
+    import copier
+
+    source, project = directory / "template", directory / "bench-server"
+    source.mkdir()
+    for name in ("copier.yml", "template"):
+        subprocess.run(["cp", "-r", str(ROOT / name), str(source)], check=True)
+    answers = {"preset": "minimal", "project_name": "bench-server", "watchdog": True}
+    copier.run_copy(str(source), project, data=answers, defaults=True, quiet=True, settings=copier.Settings())
+    (project / "src" / "bench_server" / "tools" / "echo.py").write_text(TOOL, encoding="utf-8")
+    command = [sys.executable, "-m", "bench_server"]
+    return [command, [*command, "supervise"]], {**os.environ, **SETTINGS, "PYTHONPATH": str(project / "src")}
+
+
+def call(request_id: int, size: int) -> bytes:
+    """A call whose line has about `size` bytes."""
+    message = {"jsonrpc": "2.0", "id": request_id, "method": "tools/call"}
+    empty = json.dumps({**message, "params": {"name": "echo", "arguments": {"text": ""}}}, separators=(",", ":"))
+    text = "x" * max(0, size - len(empty))
+    return json.dumps({**message, "params": {"name": "echo", "arguments": {"text": text}}}, separators=(",", ":")).encode()
+
+
+class Turn:
+    """Counts the ids of one session."""
+
+    def __init__(self, session: StdioSession) -> None:
+        self._session = session
+        self._last = 0
+
+    def calls_per_second(self, size: int, calls: int, in_flight: int) -> float:
+        first = self._last + 1
+        self._last += calls
+        lines = [call(number, size) for number in range(first, first + calls)]
+        started = time.perf_counter()
+        for index in range(calls + in_flight):
+            if index < calls:
+                self._session.send(lines[index])
+            if index >= in_flight and b'"isError":true' in self._session.receive():
+                raise RuntimeError("not a result")
+        return calls / (time.perf_counter() - started)
+
+
+def compare(title: str, measures: list[Callable[[], float]]) -> None:
+    """Print the figures of the two servers and their ratio."""
+    for measure in measures:
+        measure()
+    turns = [[measure() for measure in measures] for _ in range(TURNS)]
+    without, with_it = (statistics.median(turn[i] for turn in turns) for i in (0, 1))
+    ratio = statistics.median(turn[1] / turn[0] for turn in turns)
+    print(f"| {title} | {without:,.0f} /s | {with_it:,.0f} /s | {ratio:.2f} |", flush=True)
+
+
+def official_client(commands: list[list[str]], environment: dict[str, str]) -> None:
+    """Compare with the client that people use."""
+
+    async def main() -> None:
+        for era in ("legacy", "auto"):
+            servers = [
+                StdioServerParameters(command=command[0], args=command[1:], env=environment) for command in commands
+            ]
+            with open(os.devnull, "w") as nothing:  # noqa: PTH123, ASYNC230
+                sys.stderr = nothing
+                async with Client(servers[0], mode=era) as one, Client(servers[1], mode=era) as two:
+                    await turns_of(era, [one, two])
+
+    async def turns_of(era: str, clients: list[Client]) -> None:
+        async def measure(client: Client) -> float:
+            started = time.perf_counter()
+            for _ in range(200):
+                await client.call_tool("echo", {"text": "x"})
+            return 200 / (time.perf_counter() - started)
+
+        found = [[await measure(client) for client in clients] for _ in range(TURNS + 1)][1:]
+        without, with_it = (statistics.median(turn[i] for turn in found) for i in (0, 1))
+        ratio = statistics.median(turn[1] / turn[0] for turn in found)
+        print(f"| official client, {era} | {without:,.0f} /s | {with_it:,.0f} /s | {ratio:.2f} |", flush=True)
+
+    anyio.run(main)
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sizes", type=int, nargs="*", default=SIZES, help="bytes of a line")
+    sizes = parser.parse_args().sizes
+    with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
+        commands, environment = render(Path(directory))
+        sessions = [stack.enter_context(stdio_session(command, environment)) for command in commands]
+        print(f"start to first answer: {' / '.join(f'{s.seconds_to_first_answer:.3f} s' for s in sessions)}")
+        print(f"memory of the supervisor: {sessions[1].resident_mb():.1f} MB")
+        for in_flight in (1, 8):
+            turns = [Turn(session) for session in sessions]
+            for size in sizes:
+                calls = max(in_flight, min(400, BYTES_A_TURN // size))
+                measures = [lambda t=t, s=size, c=calls, n=in_flight: t.calls_per_second(s, c, n) for t in turns]
+                compare(f"{size:,} bytes, {in_flight} at a time", measures)
+        print(f"memory of the supervisor: {sessions[1].resident_mb():.1f} MB")
+        official_client(commands, environment)
+
+
+if __name__ == "__main__":
+    main()
