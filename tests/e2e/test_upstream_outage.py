@@ -47,11 +47,6 @@ class Answer(NamedTuple):
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 async def upstream(helpers: Any) -> AsyncIterator[Any]:
     with import_module("production_helpers.upstream").Upstream() as upstream:
         yield upstream
@@ -152,14 +147,3 @@ async def until_fresh(answers: list[Answer], since: float) -> float:
     """Wait until ten calls in a row have fresh answers; the seconds until the first one of all."""
     await until(lambda: {one.how for one in answers[-10:]} == {"fresh"} and answers[-10].asked_at > since)
     return next(one.asked_at + one.duration_s for one in answers if one.how == "fresh" and one.asked_at > since) - since
-
-
-@pytest.fixture
-def report(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
-    """Print a line although the test passes."""
-
-    def show(line: str) -> None:
-        with capsys.disabled():
-            print(f"\n{line}")
-
-    return show
