@@ -106,6 +106,16 @@ def encoded(message: dict[str, Any]) -> bytes:
     return json.dumps({"jsonrpc": "2.0", **message}, separators=(",", ":")).encode() + b"\n"
 
 
+def with_id(line: Line, request_id: RequestId) -> Line:
+    """The same message under another id; where the id stands in its usual place, no other byte is touched."""
+    first, *rest = [line] if isinstance(line, bytes) else line.pieces
+    head = _HEAD.match(first)
+    if head is None or head[1] is None:
+        return encoded({**parsed(line), "id": request_id})
+    first = first[: head.start(1)] + json.dumps(request_id).encode() + first[head.end(1) :]
+    return LongLine([first, *rest]) if rest else first
+
+
 def _from_value(value: dict[str, Any]) -> Glance:
     if value.get("jsonrpc") != "2.0":
         return Kind.NONE, None, None
@@ -126,6 +136,7 @@ class LineCutter:
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
+        self._size = 0
 
     def feed(self, chunk: bytes) -> list[Line]:
         """The lines that `chunk` completes, in order."""
@@ -144,24 +155,25 @@ class LineCutter:
 
     def long_beginning(self) -> bytes | None:
         """The first bytes of a line that is long already and has not ended."""
-        return self._parts[0] if len(self._parts) > 1 and sum(map(len, self._parts)) > _LONG_BYTES else None
+        return self._parts[0] if self._size > _LONG_BYTES else None
 
     def take(self) -> list[bytes]:
         """The pieces of the line that has not ended; they are forgotten."""
-        parts, self._parts = self._parts, []
+        parts, self._parts, self._size = self._parts, [], 0
         return parts
 
+    def rest(self) -> bytes:
+        """What came after the last line break; it is forgotten."""
+        return b"".join(self.take())
+
     def _keep(self, part: bytes) -> None:
+        self._size += len(part)
         if self._parts and len(self._parts[-1]) < _END_BYTES:  # so that no piece but the last is tiny
             self._parts[-1] += part
         elif part:
             self._parts.append(part)
 
     def _line(self) -> Line:
+        is_long = self._size > _LONG_BYTES
         parts = self.take()
-        is_long = len(parts) > 1 and sum(map(len, parts)) > _LONG_BYTES
-        return LongLine(parts) if is_long else b"".join(parts)
-
-    def rest(self) -> bytes:
-        """What came after the last line break; it is forgotten."""
-        return b"".join(self.take())
+        return LongLine(parts) if is_long and len(parts) > 1 else b"".join(parts)

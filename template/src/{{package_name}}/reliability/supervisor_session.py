@@ -18,6 +18,9 @@ import os
 from enum import Enum
 
 from .rpc_lines import Kind, encoded, glance, glance_at_beginning, parsed
+from .server_questions import ServerQuestions, referred
+from .session_memory import NOTED, SessionMemory
+from .waiting_lines import Waiting, WaitingLines
 
 TYPE_CHECKING = False  # of `typing`, which is not imported: the supervisor is small
 if TYPE_CHECKING:
@@ -28,20 +31,12 @@ if TYPE_CHECKING:
 
 FAILED = -32000
 """The code of every error that a supervisor answers with."""
-MAX_QUEUED = 256
-"""Lines that may wait for a server."""
-MAX_QUEUED_BYTES = 8_000_000
-"""What they may hold together; a single one may be longer."""
-_MAX_SUBSCRIPTIONS = 10_000
 _PROBES = 2
 """Questions in a row without an answer after which a server is hung: after one alone the machine may have slept."""
 
-# Requests that only introduce the two sides to each other: after a crash they are asked again.
 _OPENING = frozenset({"initialize", "server/discover"})
-_REMEMBERED = frozenset({"logging/setLevel", "resources/subscribe", "resources/unsubscribe"})
-_NOTED = _OPENING | _REMEMBERED
+"""They only introduce the two sides to each other: after a crash they are asked again (R33)."""
 _ABOUT_THE_DEAD = frozenset({"notifications/cancelled", "notifications/progress"})
-_MODERN_META = "io.modelcontextprotocol/"
 
 
 class State(Enum):
@@ -55,18 +50,6 @@ class State(Enum):
 
 _LIVE = State.LIVE  # what every line passes looks up as little as possible
 _REQUEST, _RESPONSE = Kind.REQUEST, Kind.RESPONSE
-
-
-class _Waiting:
-    """A line that waits for a server; of a notification, `request_id` is None."""
-
-    __slots__ = ("expires_at", "line", "method", "request_id")
-
-    def __init__(self, line: Line, request_id: RequestId | None, method: str | None, expires_at: float) -> None:
-        self.line = line
-        self.request_id = request_id
-        self.method = method
-        self.expires_at = expires_at
 
 
 class SupervisorSession:
@@ -96,35 +79,27 @@ class SupervisorSession:
         """Lines for the present server; who takes them empties it."""
         self.condemned: str | None = None
         """Why the present server must be ended."""
-        self.due_changed = True
-        """Whether `wait_s` may be shorter than it was; who asks for that resets it."""
         self.fatal: str | None = None
         """Why no server can serve this client any more."""
+        self.due_changed = True
+        """Whether `wait_s` may be shorter than it was; who asks for that resets it."""
         self._queue_timeout_s = queue_timeout_s
         self._start_timeout_s = start_timeout_s
         self._silence_s = silence_s
         self._log = log
         self._token = token or os.urandom(12).hex()
         self._issued = 0
-        # What the client waits for.
+        self._memory = SessionMemory()
+        self._questions = ServerQuestions(self._new_id)
+        self._queue = WaitingLines()
         self._in_flight: dict[RequestId, str] = {}
-        self._opening: dict[RequestId, _Waiting] = {}
-        self._queue: list[_Waiting] = []
-        self._queued_bytes = 0
-        # What every later server must be told.
-        self._initialize: dict[str, Any] | None = None
-        self._agreed: dict[str, Any] | None = None
-        self._initialized = False
-        self._meta: dict[str, Any] | None = None
-        self._era_is_known = False
-        self._level: dict[str, Any] | None = None
-        self._subscriptions: dict[str, dict[str, Any]] = {}
-        # The present server.
-        self._generation = 0
+        """The methods of the requests that the present server has not answered."""
+        self._opening: dict[RequestId, Waiting] = {}
+        """Those of them that can be asked again."""
+        self._private: set[RequestId] = set()
+        """The supervisor's own requests that it has not answered."""
         self._replay_id: str | None = None
         self._replay_until = 0.0
-        self._private: set[RequestId] = set()
-        self._asked: dict[RequestId, RequestId] = {}
         self._heard_at = 0.0
         self._probes = 0
         self._refusal = ""
@@ -135,71 +110,40 @@ class SupervisorSession:
         """Requests that the present server has not answered."""
         return len(self._in_flight)
 
-    @property
-    def queued(self) -> int:
-        """Lines that wait for a server."""
-        return len(self._queue)
-
-    # ---- lines -----------------------------------------------------------------------------------------------------
+    # ---- lines of the client ---------------------------------------------------------------------------------------
 
     def client_line(self, line: Line, now: float) -> None:
         """The client has sent a line."""
         kind, request_id, method = glance(line)
         if kind is _REQUEST and request_id is not None and method is not None:
-            if self.state is _LIVE and self._era_is_known and method not in _NOTED:
+            if self.state is _LIVE and self._memory.era_is_known and method not in NOTED:
                 self._in_flight[request_id] = method
                 self.to_server.append(line)
             else:
-                self._client_request(line, request_id, method, now)
+                self._client_asks(line, request_id, method, now)
         elif kind is _RESPONSE:
-            self._client_response(line, request_id)
+            if (answer := self._questions.answer(line, request_id)) is not None:
+                self.to_server.append(answer)
         elif method == "notifications/cancelled":
             self._client_cancels(line)
         else:
             self._client_notifies(line, method, now)
 
-    def _client_notifies(self, line: Line, method: str | None, now: float) -> None:
-        is_told_anyway = method == "notifications/initialized"
-        self._initialized = self._initialized or is_told_anyway
-        if self.state is State.LIVE:
-            self.to_server.append(line)
-        elif not is_told_anyway and method not in _ABOUT_THE_DEAD:
-            self._enqueue(_Waiting(line, None, method, now + self._queue_timeout_s))
-
     def lets_pass(self, beginning: bytes) -> bool:
         """Whether a long line of the client may go to the server in pieces, as they come. It counts as passed on."""
         begun = glance_at_beginning(beginning)
-        if begun is None or self.state is not State.LIVE or not self._era_is_known:
+        if begun is None or self.state is not State.LIVE or not self._memory.era_is_known:
             return False
         _, request_id, method = begun
         if request_id is not None and method is not None:
-            if method in _NOTED:
+            if method in NOTED:
                 return False
             self._in_flight[request_id] = method
         return True
 
-    def server_line(self, line: Line, now: float) -> bool:
-        """The present server has sent a line. False: it is no message and must not reach the client (R18)."""
-        self._heard_at = now
-        self._probes = 0
-        kind, request_id, method = glance(line)
-        if self.state is State.GIVEN_UP:
-            return True
-        if kind is _RESPONSE:
-            self._server_response(line, request_id, now)
-        elif kind is Kind.NONE:
-            return False
-        elif kind is _REQUEST and request_id is not None:
-            self.to_client.append(self._asking(line, request_id))
-        elif method == "notifications/cancelled" and self._asked:
-            self.to_client.append(self._no_longer_asking(line))
-        else:
-            self.to_client.append(line)
-        return True
-
-    def _client_request(self, line: Line, request_id: RequestId, method: str, now: float) -> None:
+    def _client_asks(self, line: Line, request_id: RequestId, method: str, now: float) -> None:
         timeout_s = self._start_timeout_s if method in _OPENING else self._queue_timeout_s
-        request = _Waiting(line, request_id, method, now + timeout_s)
+        request = Waiting(line, request_id, method, now + timeout_s)
         if self.state is State.LIVE:
             self._pass_on(request)
         elif self.state is not State.GIVEN_UP:
@@ -210,158 +154,115 @@ class SupervisorSession:
         else:
             self._refuse(request, self._refusal, retryable=self._try_again_at is not None)
 
-    def _pass_on(self, request: _Waiting) -> None:
-        method = request.method
-        if request.request_id is not None and method is not None:
-            self._in_flight[request.request_id] = method
-            if method in _OPENING:
-                self._opening[request.request_id] = request
-                self.due_changed = True
-            if method in _REMEMBERED:
-                self._remember(method, parsed(request.line).get("params"))
-            if method == "initialize":
-                self._meta = None  # the client has found out that the modern era is not spoken here
-            elif not self._era_is_known:
-                self._learn_era(request.line)
-            self._era_is_known = self._meta is not None or self._agreed is not None
-        self.to_server.append(request.line)
-
-    def _client_response(self, line: Line, request_id: RequestId | None) -> None:
-        """An answer to a server that is dead is dropped (R28)."""
-        if request_id is None or request_id not in self._asked:
-            return
-        its_id = self._asked.pop(request_id)
-        self.to_server.append(line if its_id == request_id else encoded({**parsed(line), "id": its_id}))
+    def _client_notifies(self, line: Line, method: str | None, now: float) -> None:
+        is_told_anyway = method == "notifications/initialized"
+        self._memory.initialized = self._memory.initialized or is_told_anyway
+        if self.state is State.LIVE:
+            self.to_server.append(line)
+        elif self.state is not State.GIVEN_UP and not is_told_anyway and method not in _ABOUT_THE_DEAD:
+            self._enqueue(Waiting(line, None, method, now + self._queue_timeout_s))
 
     def _client_cancels(self, line: Line) -> None:
-        request_id = _referred(line)
-        waiting = next((w for w in self._queue if w.request_id == request_id and request_id is not None), None)
-        if waiting is not None:
-            self._take_from_queue(waiting)
-        elif self.state is State.LIVE:
+        request_id = referred(line)
+        if request_id is not None and self._queue.cancel(request_id):
+            return
+        if self.state is State.LIVE:
             self._settle(request_id)
             self.to_server.append(line)
 
-    def _server_response(self, line: Line, request_id: RequestId | None, now: float) -> None:
+    def _pass_on(self, entry: Waiting) -> None:
+        self.to_server.append(entry.line)
+        if entry.request_id is None or entry.method is None:
+            return
+        self._in_flight[entry.request_id] = entry.method
+        if entry.method in _OPENING:
+            self._opening[entry.request_id] = entry
+        self.due_changed = True
+        self._memory.note_request(entry.line, entry.method)
+
+    # ---- lines of the server ---------------------------------------------------------------------------------------
+
+    def server_line(self, line: Line, now: float) -> bool:
+        """The present server has sent a line. False: it is no message and must not reach the client (R18)."""
+        if self.state is State.GIVEN_UP:
+            return True  # everybody has been answered
+        self._heard_at = now
+        self._probes = 0
+        kind, request_id, method = glance(line)
+        if kind is _RESPONSE:
+            self._server_answers(line, request_id, now)
+        elif kind is Kind.NONE:
+            return False
+        elif kind is _REQUEST and request_id is not None:
+            self.to_client.append(self._questions.ask(line, request_id))
+        elif method == "notifications/cancelled":
+            self.to_client.append(self._questions.withdraw(line))
+        else:
+            self.to_client.append(line)
+        return True
+
+    def _server_answers(self, line: Line, request_id: RequestId | None, now: float) -> None:
         if request_id in self._private:
             self._private.discard(request_id)
             if request_id == self._replay_id:
                 self._replayed(parsed(line), now)
             return
-        if self._settle(request_id) == "initialize":
-            self._agree(parsed(line).get("result"))
+        opening = self._settle(request_id)
+        if opening is not None and opening.method == "initialize":
+            self._memory.note_agreement(opening.line, line)
         self.to_client.append(line)
 
-    def _settle(self, request_id: RequestId | None) -> str | None:
-        """The request is answered or given up; returns its method."""
+    def _settle(self, request_id: RequestId | None) -> Waiting | None:
+        """The request is answered or given up; returns it if it could have been asked again."""
         if request_id is None:
             return None
-        if self._opening and (opening := self._opening.pop(request_id, None)) and opening.method == "initialize":
-            self._initialize = parsed(opening.line)
-        return self._in_flight.pop(request_id, None)
-
-    def _asking(self, line: Line, its_id: RequestId) -> Line:
-        """A later server counts its requests from the beginning again: an old answer must not reach a new question."""
-        shown = its_id if self._generation == 1 else self._new_id()
-        self._asked[shown] = its_id
-        return line if shown == its_id else encoded({**parsed(line), "id": shown})
-
-    def _no_longer_asking(self, line: Line) -> Line:
-        its_id = _referred(line)
-        shown = next((s for s, own in self._asked.items() if own == its_id), its_id)
-        self._asked.pop(shown, None) if shown is not None else None
-        if shown == its_id:
-            return line
-        message = parsed(line)
-        return encoded({**message, "params": {**message["params"], "requestId": shown}})
-
-    # ---- what later servers are told -------------------------------------------------------------------------------
-
-    def _learn_era(self, line: Line) -> None:
-        params = parsed(line).get("params")
-        meta = params.get("_meta") if isinstance(params, dict) else None
-        if isinstance(meta, dict):
-            own = {key: value for key, value in meta.items() if key.startswith(_MODERN_META)}
-            self._meta = own if f"{_MODERN_META}protocolVersion" in own else None
-
-    def _agree(self, result: object) -> None:
-        """The client has its answer to `initialize`: from now on this is a session of the handshake era."""
-        if isinstance(result, dict):
-            self._agreed = result
-            self._era_is_known = self.due_changed = True
-            self._initialized = False
-
-    def _remember(self, method: str, params: object) -> None:
-        if not isinstance(params, dict):
-            return
-        if method == "logging/setLevel":
-            self._level = params
-        elif method == "resources/unsubscribe":
-            self._subscriptions.pop(str(params.get("uri")), None)
-        elif len(self._subscriptions) < _MAX_SUBSCRIPTIONS:
-            self._subscriptions[str(params.get("uri"))] = params
+        self._in_flight.pop(request_id, None)
+        opening = self._opening.pop(request_id, None)
+        self.due_changed = self.due_changed or opening is not None
+        return opening
 
     # ---- the life of a server --------------------------------------------------------------------------------------
 
     def server_started(self, now: float) -> None:
         """A new server reads what is written to it."""
-        self._generation += 1
         self._heard_at = now
-        self.due_changed = True
         self._probes = 0
         self.condemned = None
-        question = self._first_question()
+        self.due_changed = True
+        question = self._memory.first_question()
         if question is None:
             self._go_live(now)
             return
         self.state = State.REPLAYING
-        self._replay_id = self._new_id()
         self._replay_until = now + self._start_timeout_s
-        self._tell({**question, "id": self._replay_id})
-
-    def _first_question(self) -> dict[str, Any] | None:
-        """What a new server must answer before it gets the client's requests; None while no era is known."""
-        if self._agreed is not None:
-            return self._initialize
-        if self._meta is not None:  # there is nothing to tell it, but what crashes in its start-up gets no request
-            return {"method": "server/discover", "params": {"_meta": self._meta}}
-        return None
+        self._replay_id = self._tell(question)
 
     def _replayed(self, answer: dict[str, Any], now: float) -> None:
-        result = answer.get("result")
+        """The new server has answered its first question."""
+        result, agreed = answer.get("result"), self._memory.agreed
         if not isinstance(result, dict):
             self._condemn(f"it refused its first request: {str(answer.get('error'))[:200]}")
-        elif self._agreed is None:
+        elif agreed is None:
             self._go_live(now)
-        else:
-            self._agreed_again(result, self._agreed, now)
-
-    def _agreed_again(self, result: dict[str, Any], agreed: dict[str, Any], now: float) -> None:
-        versions = result.get("protocolVersion"), agreed.get("protocolVersion")
-        if versions[0] != versions[1]:
-            self.fatal = f"it speaks protocol version {versions[0]} now, and the client {versions[1]}"
+        elif (version := result.get("protocolVersion")) != agreed.get("protocolVersion"):
+            self.fatal = f"it speaks protocol version {version} now, and the client {agreed.get('protocolVersion')}"
             self._condemn(self.fatal)
-            return
-        if result.get("capabilities") != agreed.get("capabilities"):
-            self._log("warning", "the capabilities are not those that the client knows", now=result.get("capabilities"))
-        self._restore()
-        self._go_live(now)
-        self._announce_changes(result.get("capabilities"))
+        else:
+            self._restore(result.get("capabilities"), agreed.get("capabilities"))
+            self._go_live(now)
 
-    def _restore(self) -> None:
-        if self._initialized:
+    def _restore(self, capabilities: object, known: object) -> None:
+        """It may be another program by now: what it lists is to be read again, where it may say so (R22-R24)."""
+        if capabilities != known:
+            self._log("warning", "the capabilities are not those that the client knows", capabilities=capabilities)
+        if self._memory.initialized:
             self.to_server.append(encoded({"method": "notifications/initialized"}))
-        if self._level is not None:
-            self._tell({"id": self._new_id(), "method": "logging/setLevel", "params": self._level})
-        for params in self._subscriptions.values():
-            self._tell({"id": self._new_id(), "method": "resources/subscribe", "params": params})
-
-    def _announce_changes(self, capabilities: object) -> None:
-        """It may be another program by now: what it lists is to be read again, where it may say so (R24)."""
-        if not self._initialized or not isinstance(capabilities, dict):
+        for request in self._memory.requests_to_repeat():
+            self._tell(request)
+        if not self._memory.initialized or not isinstance(known, dict):
             return
         for kind in ("tools", "resources", "prompts"):
-            capability = capabilities.get(kind)
+            capability = known.get(kind)
             if isinstance(capability, dict) and capability.get("listChanged") is True:
                 self.to_client.append(encoded({"method": f"notifications/{kind}/list_changed"}))
 
@@ -369,9 +270,7 @@ class SupervisorSession:
         self.state = State.LIVE
         self.due_changed = True
         self._replay_id = None
-        waiting, self._queue = self._queue, []
-        self._queued_bytes = 0
-        for entry in waiting:
+        for entry in self._queue.take_all():
             if entry.expires_at <= now:
                 self._expire(entry)
             else:
@@ -389,28 +288,24 @@ class SupervisorSession:
             return
         self.state = State.DOWN
         saved = [entry for line in [*unsent, *self.to_server] if (entry := self._saved(line, now)) is not None]
-        self.to_server.clear()
-        for shown in self._asked:
-            params = {"requestId": shown, "reason": f"The server ended: {why}."}
-            self.to_client.append(encoded({"method": "notifications/cancelled", "params": params}))
-        again = [self._opening[i] for i in self._opening if i in self._in_flight]
+        saved[:0] = self._opening.values()
         for request_id, method in self._in_flight.items():
             if request_id not in self._opening:
                 self._answer_unknown(request_id, method, why)
-        for unanswered in (self._asked, self._private, self._in_flight, self._opening):
-            unanswered.clear()
+        self.to_client += self._questions.cancel_all(f"The server ended: {why}.")
+        for of_the_dead in (self.to_server, self._private, self._in_flight, self._opening):
+            of_the_dead.clear()
         self._replay_id = None
-        waiting, self._queue = self._queue, []
-        for entry in [*again, *saved, *waiting]:
+        for entry in [*saved, *self._queue.take_all()]:
             self._enqueue(entry)
 
-    def _saved(self, line: Line, now: float) -> _Waiting | None:
+    def _saved(self, line: Line, now: float) -> Waiting | None:
         """What must not be answered for the dead: an unsent request, which the next server can have."""
         _, request_id, method = glance(line)
-        if request_id in self._in_flight and request_id not in self._opening:
-            self._settle(request_id)
-            return _Waiting(line, request_id, method, now + self._queue_timeout_s)
-        return None
+        if request_id is None or request_id not in self._in_flight or request_id in self._opening:
+            return None
+        self._settle(request_id)
+        return Waiting(line, request_id, method, now + self._queue_timeout_s)
 
     def give_up(self, now: float, why: str, *, try_again_s: float | None) -> None:
         """No server will be started: everybody who waits is told, and everybody who asks from now on.
@@ -424,22 +319,21 @@ class SupervisorSession:
         self.state = State.GIVEN_UP
         self._refusal = why
         self._try_again_at = None if try_again_s is None else now + try_again_s
-        for entry in self._queue:
+        for entry in self._queue.take_all():
             self._refuse(entry, why, retryable=try_again_s is not None)
-        self._queue.clear()
-        self._queued_bytes = 0
 
     # ---- time ------------------------------------------------------------------------------------------------------
 
     def wait_s(self, now: float) -> float | None:
         """Seconds until `tick` has something to do; None: never, unless something else happens before."""
-        due = [entry.expires_at for entry in self._queue]
-        if self.state is State.REPLAYING:
+        due = self._queue.expires_at()
+        if self.condemned is not None:
+            pass
+        elif self.state is State.REPLAYING:
             due.append(self._replay_until)
         elif self.state is State.LIVE:
             due += [opening.expires_at for opening in self._opening.values()]
-            if self._silence_s and self._may_be_asked():
-                due.append(self._silent_until())
+            due += [self._silent_until()] if self._may_be_asked() else []
         return max(0.0, min(due) - now) if due else None
 
     def tick(self, now: float, *, may_ask: bool = True) -> None:
@@ -450,31 +344,30 @@ class SupervisorSession:
             may_ask: False while a silent server cannot be asked or cannot answer: half a line is on its way to it, or
                 the client does not read.
         """
-        for entry in [entry for entry in self._queue if entry.expires_at <= now]:
-            self._take_from_queue(entry)
+        for entry in self._queue.expired(now):
             self._expire(entry)
-        if self.state is State.REPLAYING and now >= self._replay_until:
+        if self.condemned is not None:
+            return
+        if self._is_unresponsive(now):
             self._condemn(f"it did not answer its first request within {self._start_timeout_s:g} s")
-        if self.state is State.LIVE:
+        elif self.state is State.LIVE and self._may_be_asked():
             self._look_for_silence(now, may_ask=may_ask)
 
+    def _is_unresponsive(self, now: float) -> bool:
+        if self.state is State.REPLAYING:
+            return now >= self._replay_until
+        return any(opening.expires_at <= now for opening in self._opening.values())
+
     def _look_for_silence(self, now: float, *, may_ask: bool) -> None:
-        if any(opening.expires_at <= now for opening in self._opening.values()):
-            self._condemn(f"it did not answer its first request within {self._start_timeout_s:g} s")
-        if not self._silence_s or not self._may_be_asked():
-            return
         if not may_ask:
             self._heard_at = now
-        if now < self._silent_until():
+        elif now < self._silent_until():
             return
-        if self._probes >= _PROBES:
-            self._condemn(f"hung: it has been silent for {now - self._heard_at:.0f} s")
-            return
-        self._probes += 1
-        if self._agreed is not None:
-            self._tell({"id": self._new_id(), "method": "ping"})
+        elif self._probes < _PROBES:
+            self._probes += 1
+            self._tell(self._memory.sign_of_life())
         else:
-            self._tell({"id": self._new_id(), "method": "server/discover", "params": {"_meta": self._meta}})
+            self._condemn(f"hung: it has been silent for {now - self._heard_at:.0f} s")
 
     def _silent_until(self) -> float:
         """When the next question is due, or the verdict: after the first one they wait half as long."""
@@ -482,7 +375,7 @@ class SupervisorSession:
 
     def _may_be_asked(self) -> bool:
         """Whether the era is known: no message of the other one may be sent (R20)."""
-        return self._era_is_known and not self._opening
+        return self._silence_s > 0 and self._memory.era_is_known and not self._opening
 
     # ---- helpers ---------------------------------------------------------------------------------------------------
 
@@ -494,29 +387,21 @@ class SupervisorSession:
         self._issued += 1
         return f"supervisor-{self._token}-{self._issued}"
 
-    def _tell(self, message: dict[str, Any]) -> None:
-        self._private.add(message["id"])
-        self.to_server.append(encoded(message))
+    def _tell(self, request: dict[str, Any]) -> str:
+        request_id = self._new_id()
+        self._private.add(request_id)
+        self.to_server.append(encoded({**request, "id": request_id}))
+        return request_id
 
-    def _enqueue(self, entry: _Waiting) -> None:
-        size = len(entry.line)
-        if self.state is State.GIVEN_UP:
-            return
-        if len(self._queue) >= MAX_QUEUED or (self._queue and self._queued_bytes + size > MAX_QUEUED_BYTES):
-            self._refuse(entry, "The server is being restarted, and too many requests wait for it.", retryable=True)
-            return
-        self._queue.append(entry)
-        self._queued_bytes += size
+    def _enqueue(self, entry: Waiting) -> None:
         self.due_changed = True
+        if not self._queue.add(entry):
+            self._refuse(entry, "The server is being restarted, and too many requests wait for it.", retryable=True)
 
-    def _take_from_queue(self, entry: _Waiting) -> None:
-        self._queue.remove(entry)
-        self._queued_bytes -= len(entry.line)
-
-    def _expire(self, entry: _Waiting) -> None:
+    def _expire(self, entry: Waiting) -> None:
         self._refuse(entry, "The server is being restarted, and was not back in time.", retryable=True)
 
-    def _refuse(self, entry: _Waiting, why: str, *, retryable: bool) -> None:
+    def _refuse(self, entry: Waiting, why: str, *, retryable: bool) -> None:
         if entry.request_id is not None:
             self._answer(entry.request_id, why, kind="unavailable", retryable=retryable)
 
@@ -529,10 +414,3 @@ class SupervisorSession:
     def _answer(self, request_id: RequestId, text: str, *, kind: str, retryable: bool) -> None:
         error = {"code": FAILED, "message": text, "data": {"kind": kind, "retryable": retryable}}
         self.to_client.append(encoded({"id": request_id, "error": error}))
-
-
-def _referred(line: Line) -> RequestId | None:
-    """The id of the request that a cancellation is about."""
-    params = parsed(line).get("params")
-    request_id = params.get("requestId") if isinstance(params, dict) else None
-    return request_id if isinstance(request_id, int | str) and not isinstance(request_id, bool) else None

@@ -1,0 +1,146 @@
+"""One life of a supervised server: how it is started, and how it ended (R31)."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from .rpc_lines import LineCutter
+from .supervisor_pipes import Outgoing, new_pipe, quietly
+
+HANG_FD_VARIABLE = "MCP_SUPERVISOR_HANG_FD"
+"""Names the descriptor into which a server writes its stacks before it ends itself because it hangs."""
+EXIT_CONFIGURATION = 2
+"""Of a server: its settings are wrong, starting again will not help."""
+EXIT_MEMORY = 75
+"""Of a server: it asks to be started anew, because it has become too large."""
+_GUARDIAN = 'read -r line; sleep 2; kill -KILL -- "-$1"'
+
+
+class SupervisedServer:
+    """A process group of its own, and three pipes.
+
+    Args:
+        command: The program and its arguments.
+        now: The time.
+
+    Raises:
+        OSError: It cannot be started.
+    """
+
+    def __init__(self, command: list[str], now: float) -> None:
+        self.started_at = now
+        self.hung = False
+        """It has written its stacks."""
+        self.killed = False
+        its_stdin, stdin_fd = new_pipe()
+        self.stdout_fd, its_stdout = new_pipe()
+        self.hang_fd, its_hang = new_pipe()
+        for fd in (its_stdin, its_stdout, stdin_fd, self.stdout_fd, self.hang_fd):
+            os.set_blocking(fd, False)  # noqa: FBT003 - the server reads its end in its event loop
+        self.stdin = Outgoing(stdin_fd)
+        self.lines = LineCutter()
+        self._guardian: _Guardian | None = None
+        try:
+            os.set_inheritable(its_hang, True)  # noqa: FBT003
+            self.pid = os.posix_spawn(
+                command[0],
+                command,
+                {**os.environ, HANG_FD_VARIABLE: str(its_hang)},
+                file_actions=[(os.POSIX_SPAWN_DUP2, its_stdin, 0), (os.POSIX_SPAWN_DUP2, its_stdout, 1)],
+                setpgroup=0,
+            )
+        except OSError:
+            self.close()
+            raise
+        finally:
+            for fd in (its_stdin, its_stdout, its_hang):
+                os.close(fd)
+        self._guardian = _Guardian(self.pid)
+
+    def ended(self) -> int | None:
+        """Its exit code, negative for a signal, once; None while it runs."""
+        pid, status = os.waitpid(self.pid, os.WNOHANG)
+        return os.waitstatus_to_exitcode(status) if pid == self.pid else None
+
+    def terminate(self) -> None:
+        """Ask the process alone to end."""
+        quietly(os.kill, self.pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Kill it and everything that it has started and that is still in its group."""
+        self.killed = True
+        quietly(os.killpg, self.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Close what is left of its pipes."""
+        if self._guardian is not None:
+            self._guardian.dismiss()
+        self.stdin.close()
+        os.close(self.stdout_fd)
+        os.close(self.hang_fd)
+
+
+class _Guardian:
+    """Kills a server's process group two seconds after its supervisor has been killed, which nothing in it can notice.
+
+    A shell that waits for the end of its input is the smallest program that can do it; where there is none, a server
+    still ends with its own input.
+
+    Args:
+        group: The process group.
+    """
+
+    def __init__(self, group: int) -> None:
+        its_stdin, self._fd = os.pipe()
+        command = ["/bin/sh", "-c", _GUARDIAN, "guardian", str(group)]
+        files = [
+            (os.POSIX_SPAWN_DUP2, its_stdin, 0),
+            (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
+        ]
+        self._pid = 0
+        try:
+            self._pid = os.posix_spawn(command[0], command, os.environ, file_actions=files, setpgroup=0)
+        except OSError:
+            pass
+        finally:
+            os.close(its_stdin)
+
+    def dismiss(self) -> None:
+        """The group is gone."""
+        if self._pid:
+            quietly(os.kill, self._pid, signal.SIGKILL)
+            quietly(os.waitpid, self._pid, 0)
+        os.close(self._fd)
+
+
+class Ending:
+    """How a server ended.
+
+    Args:
+        exit_code: As of `SupervisedServer.ended`.
+        hung: It was seen to hang.
+        condemned: Why it was killed by its supervisor, if it was.
+    """
+
+    def __init__(self, exit_code: int, *, hung: bool = False, condemned: str | None = None) -> None:
+        self.exit_code = exit_code
+        if hung or (condemned or "").startswith("hung"):
+            self.cause, self.text = "hang", condemned or "it hung"
+        elif condemned is not None:
+            self.cause, self.text = "useless", condemned
+        elif exit_code == EXIT_MEMORY:
+            self.cause, self.text = "memory", "it had become too large"
+        elif exit_code < 0:
+            self.cause, self.text = "killed" if exit_code == -signal.SIGKILL else "crash", _signal_name(-exit_code)
+        else:
+            self.cause = {0: "clean exit", EXIT_CONFIGURATION: "configuration"}.get(exit_code, "crash")
+            self.text = f"exit code {exit_code}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
