@@ -4,7 +4,6 @@ The template's: replaced as a whole by every update. Each test names the rules i
 """
 
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from production_helpers.process import (
     command,
     environment,
     failure_of,
+    read_until,
     text_of,
     wait_for,
 )
@@ -233,20 +233,6 @@ def test_the_client_is_killed(pipes: str) -> None:  # R31
         with suppress(ProcessLookupError):
             os.killpg(client.pid, signal.SIGKILL)
         client.communicate()
-
-
-def read_until(fd: int, text: bytes | None, within_s: float) -> None:
-    """Read until `text` is seen, or the end."""
-    until, seen = time.monotonic() + within_s, b""
-    while True:
-        readable, _, _ = select.select([fd], [], [], max(0.0, until - time.monotonic()))
-        assert readable, f"not within {within_s} s: {seen[-2000:]!r}"
-        if not (chunk := os.read(fd, 65536)):
-            assert text is None, seen
-            return
-        seen += chunk
-        if text is not None and text in seen:
-            return
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&-"])

@@ -4,6 +4,7 @@ They are imported at the very moment at which the server imports its own tools, 
 protection of stdout to the end of the process, is what runs in production.
 """
 
+import os
 import runpy
 import sys
 from collections.abc import Sequence
@@ -42,5 +43,7 @@ class AddHostileTools(MetaPathFinder):
 
 
 if __name__ == "__main__":
+    if os.environ.get("HOSTILE_START") == "prints" and "supervise" not in sys.argv:
+        print("printed before anything is protected", flush=True)  # noqa: T201
     sys.meta_path.insert(0, AddHostileTools())
     runpy.run_module(PACKAGE, run_name="__main__", alter_sys=True)

@@ -3,6 +3,7 @@
 import json
 import os
 import queue
+import select
 import subprocess
 import sys
 import tempfile
@@ -387,3 +388,17 @@ def wait_for(server: ServerProcess, event: str, *, within_s: float = START_S, **
         assert not ended, server.stderr()
         assert time.monotonic() < until, server.stderr()
         time.sleep(0.005)
+
+
+def read_until(fd: int, text: bytes | None, within_s: float) -> None:
+    """Read until `text` is seen, or the end."""
+    until, seen = time.monotonic() + within_s, b""
+    while True:
+        readable, _, _ = select.select([fd], [], [], max(0.0, until - time.monotonic()))
+        assert readable, f"not within {within_s} s: {seen[-2000:]!r}"
+        if not (chunk := os.read(fd, 65536)):
+            assert text is None, seen
+            return
+        seen += chunk
+        if text is not None and text in seen:
+            return
