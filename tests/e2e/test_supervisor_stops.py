@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from tests.e2e.supervised import ERAS, HANDSHAKE, MODERN, Supervised, child_of, is_gone, until
+from tests.e2e.supervised import ERAS, HANDSHAKE, MODERN, Supervised, is_gone, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +26,6 @@ IDLE_S = 0.5
 BUSY_MACHINE_S = 1.0
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 both_eras = pytest.mark.parametrize("era", ERAS)
-every_signal = pytest.mark.parametrize("number", SIGNALS, ids=lambda number: signal.Signals(number).name)
 
 
 def wait_until_gone(*pids: int, within_s: float = GONE_S) -> None:
@@ -51,8 +50,9 @@ def test_what_was_asked_before_the_end_of_input_is_answered(start: Callable[...,
     assert all(supervised.text(number) == "slept" for number in range(20))
 
 
-@both_eras
-@pytest.mark.parametrize("tool", ["sleep", "block_the_loop", "hold_the_interpreter"])
+@pytest.mark.parametrize(
+    ("era", "tool"), [(HANDSHAKE, "sleep"), (MODERN, "block_the_loop"), (HANDSHAKE, "hold_the_interpreter")]
+)
 def test_the_end_of_input_waits_for_nobody(start: Callable[..., Supervised], era: str, tool: str) -> None:  # R31
     """Whatever the server does at that moment."""
     supervised = start(era=era)
@@ -101,8 +101,7 @@ def test_a_client_that_closes_its_end_of_stdout(start: Callable[..., Supervised]
 # ---- signals ---------------------------------------------------------------------------------------------------------
 
 
-@both_eras
-@every_signal
+@pytest.mark.parametrize(("era", "number"), list(zip([*ERAS, HANDSHAKE], SIGNALS, strict=True)))
 def test_a_signal_lets_the_call_in_flight_finish(
     start: Callable[..., Supervised], era: str, number: int
 ) -> None:  # R30, R31
@@ -115,7 +114,7 @@ def test_a_signal_lets_the_call_in_flight_finish(
     assert supervised.lives == 1
 
 
-@every_signal
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_ends_an_idle_server_at_once(start: Callable[..., Supervised], number: int) -> None:  # R31
     supervised = start(era=MODERN)
     signalled_at = time.monotonic()
@@ -201,8 +200,16 @@ def test_a_grandchild_goes_with_its_server(start: Callable[..., Supervised], era
     wait_until_gone(third)
 
 
-@both_eras
-@pytest.mark.parametrize("state", ["idle", "sleep", "block_the_loop", "hold_the_interpreter", "frozen"])
+@pytest.mark.parametrize(
+    ("era", "state"),
+    [
+        (HANDSHAKE, "idle"),
+        (MODERN, "sleep"),
+        (HANDSHAKE, "block_the_loop"),
+        (MODERN, "hold_the_interpreter"),
+        (HANDSHAKE, "frozen"),
+    ],
+)
 def test_nothing_outlives_a_supervisor_that_is_killed(
     start: Callable[..., Supervised], era: str, state: str
 ) -> None:  # R31
@@ -215,9 +222,7 @@ def test_nothing_outlives_a_supervisor_that_is_killed(
         begin(supervised, state)
     os.kill(supervised.pid, signal.SIGKILL)
     try:
-        wait_until_gone(supervised.pid, server)
-        if state != "hold_the_interpreter":  # whose server is ended by the system, and can end nobody itself
-            wait_until_gone(grandchild)
+        wait_until_gone(supervised.pid, server, grandchild)
     finally:
         for pid in (server, grandchild):
             if not is_gone(pid):
@@ -226,6 +231,6 @@ def test_nothing_outlives_a_supervisor_that_is_killed(
 
 def test_a_supervisor_that_is_killed_while_its_server_starts(start: Callable[..., Supervised]) -> None:  # R31
     supervised = start("slow")
-    server = int(until(lambda: child_of(supervised.pid), "a server"))
+    server = supervised.server()
     os.kill(supervised.pid, signal.SIGKILL)
-    wait_until_gone(supervised.pid, server, within_s=GONE_S + 2)  # which it sleeps, before it can notice anything
+    wait_until_gone(supervised.pid, server)
