@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from reliability.hang_detection import HANG_FD
 from reliability.memory_limit import EXIT_MEMORY
+from reliability.process_guards import RESTART_REQUEST
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -227,10 +228,22 @@ def test_r69_a_leak_over_the_hard_limit_ends_the_process_between_calls(
     server.begin("leak", megabytes=300, seconds=0.5)
     if transport == "stdio":
         assert server.answer()["result"]["content"][0]["text"] == "leaked"
-    code, log = server.end()
+    code, log = server.end(within_s=20)  # a supervisor that does not act on it gets ten seconds
     assert code == EXIT_MEMORY
     assert "over the hard limit of 250 MB" in log
     assert "cleaned up" in log
+
+
+def test_r69_a_supervisor_is_asked_to_choose_the_moment(start: Callable[..., Server], pipe: tuple[int, int]) -> None:
+    server = start("stdio", memory_hard_limit_mb=250, pass_fds=[pipe[1]], variables={HANG_FD: str(pipe[1])})
+    server.begin("leak", megabytes=300)
+    assert server.answer()["result"]["content"][0]["text"] == "leaked"
+    assert os.read(pipe[0], 100) == RESTART_REQUEST
+    server.begin("say", words="still served")
+    assert server.answer()["result"]["content"][0]["text"] == "still served"
+    assert server.process.stdin is not None
+    server.process.stdin.close()
+    assert server.end()[0] == 0
 
 
 def test_r69_one_large_call_is_no_leak(start: Callable[..., Server], pipe: tuple[int, int]) -> None:

@@ -27,6 +27,7 @@ class Server:
     def __init__(self) -> None:
         self.pipe: list[bytes] = []
         self.half_written = False
+        self.has_answered = False
         self.seen: list[dict[str, Any]] = []
         self.open: dict[int | str, str] = {}
         self.asked: dict[int, bool] = {}
@@ -132,12 +133,13 @@ class SupervisorSessionMachine(RuleBasedStateMachine):
         request.reached.append(server)
         numbers = [self.sent[m["id"]].number for m in server.seen if m.get("id") in self.sent and "method" in m]
         assert numbers == sorted(numbers), "out of order"
+        assert self.introduces_itself or self.era == "handshake" or server.has_answered, "perhaps it cannot even start"
         if self.agreed and request.method != "initialize":
             self.knows_the_session(server)
 
     def knows_the_session(self, server: Server) -> None:
         """It was told what the client had told an earlier one, before it got any request of the client's."""
-        if self.lives == 1 or self.agreed_in_life == self.lives:
+        if self.lives in (1, self.agreed_in_life):
             return
         first = server.seen[0]
         assert (first["method"], first["params"]) == ("initialize", PARAMS)
@@ -176,14 +178,15 @@ class SupervisorSessionMachine(RuleBasedStateMachine):
 
     # ---- the client --------------------------------------------------------------------------------------------------
 
-    @initialize(era=st.sampled_from(["handshake", "modern"]))
-    def the_client_begins(self, era: str) -> None:
+    @initialize(era=st.sampled_from(["handshake", "modern"]), introduces_itself=st.booleans())
+    def the_client_begins(self, era: str, introduces_itself: bool) -> None:
         self.era = era
+        self.introduces_itself = introduces_itself
         self.agreed_in_life = 0
         if era == "handshake":
             self.ask("initialize", PARAMS)
         else:
-            self.ask("server/discover", {})
+            self.ask("server/discover" if introduces_itself else "tools/list", {})
 
     def may_call(self) -> bool:
         return self.agreed if self.era == "handshake" else True
@@ -263,6 +266,7 @@ class SupervisorSessionMachine(RuleBasedStateMachine):
         assert self.server is not None
         request_id = data.draw(st.sampled_from(sorted(self.server.open, key=str)))
         method = self.server.open.pop(request_id)
+        self.server.has_answered = True
         result = {"protocolVersion": VERSION, "capabilities": CAPABILITIES} if method == "initialize" else {}
         if method == "initialize" and not self.agreed:
             self.agreed_in_life = self.lives
@@ -294,6 +298,17 @@ class SupervisorSessionMachine(RuleBasedStateMachine):
     def the_server_prints(self) -> None:
         for rubbish in (b"hello\n", b'{"level": "info"}\n', b"\n"):
             assert not self.session.server_line(rubbish, self.now) or self.session.state is State.GIVEN_UP
+
+    @precondition(lambda self: self.server is not None)
+    @rule()
+    def the_server_wants_to_be_restarted(self) -> None:
+        self.session.drain(self.now)
+
+    @precondition(lambda self: self.server is not None and self.session.is_drained(self.now))
+    @rule()
+    def the_server_is_restarted(self) -> None:
+        assert self.server is not None
+        self.end_the_server()
 
     @precondition(lambda self: self.server is not None)
     @rule()
@@ -352,6 +367,14 @@ class SupervisorSessionMachine(RuleBasedStateMachine):
     def is_in_a_pipe(self, request: Sent) -> bool:
         lines = [] if self.server is None else [json.loads(line) for line in self.server.pipe]
         return any(m.get("id") in self.sent and self.sent[m["id"]] is request for m in lines if "method" in m)
+
+    @invariant()
+    def nothing_is_passed_to_a_server_that_is_to_be_restarted(self) -> None:
+        if self.server is not None and self.session.state is State.DRAINING:
+            unread = {json.loads(line).get("id") for line in self.server.pipe} - {None}
+            busy = {self.server.open.get(i) for i in self.server.open if i in self.sent} | (unread & self.sent.keys())
+            if not busy - {"subscriptions/listen"}:
+                assert self.session.is_drained(self.now)
 
     @invariant()
     def no_question_is_open_without_a_server(self) -> None:

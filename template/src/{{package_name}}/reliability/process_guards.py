@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -15,6 +17,13 @@ from .hang_detection import HANG_FD, HangDetector, descriptor_for_stacks
 from .memory_limit import EXIT_MEMORY, MemoryLimit
 from .server import ReliableServer
 from .shutdown import Shutdown
+
+logger = logging.getLogger(__name__)
+
+RESTART_REQUEST = b"restart\n"
+"""What the supervisor reads beside the stacks of a hang."""
+_ANSWER_S = 10.0
+"""A supervisor that has not acted on it by then will not."""
 
 
 def is_supervised() -> bool:
@@ -33,13 +42,15 @@ async def guarded(server: ReliableServer[Any], shutdown: Shutdown, *, is_restart
             apply: a large server is worth more than none.
     """
     limits = server.limits
-    with HangDetector(limits.hang_timeout_s, descriptor=descriptor_for_stacks()).watching():
+    restart = partial(shutdown.request, exit_code=EXIT_MEMORY)
+    supervised, descriptor = is_supervised(), descriptor_for_stacks()
+    with HangDetector(limits.hang_timeout_s, descriptor=descriptor).watching():
         async with anyio.create_task_group() as tasks:
             if is_restarted:
                 memory = MemoryLimit(
                     limits.memory_hard_limit_mb,
                     is_busy=lambda: server.calls_in_flight > 0,
-                    restart=partial(shutdown.request, exit_code=EXIT_MEMORY),
+                    restart=partial(_ask_supervisor, descriptor, restart) if supervised else restart,
                     patience_s=limits.tool_timeout_s,  # every call that runs then has ended
                 )
                 tasks.start_soon(_run_when_ready, server, memory)
@@ -47,6 +58,14 @@ async def guarded(server: ReliableServer[Any], shutdown: Shutdown, *, is_restart
                 _notify_service(server, shutdown, tasks)
             yield tasks
             tasks.cancel_scope.cancel()
+
+
+def _ask_supervisor(descriptor: int, instead: Callable[[str], None], reason: str) -> None:
+    """Have the supervisor close this process's input between two calls: only it can say that none is on its way."""
+    logger.warning("a restart is asked for", extra={"reason": reason})
+    with suppress(OSError):
+        os.write(descriptor, RESTART_REQUEST)
+    asyncio.get_running_loop().call_later(_ANSWER_S, instead, reason)
 
 
 async def _run_when_ready(server: ReliableServer[Any], memory: MemoryLimit) -> None:

@@ -36,15 +36,20 @@ class SessionMemory:
         self._level: dict[str, Any] | None = None
         self._subscriptions: dict[str, dict[str, Any]] = {}
 
+    def learn_era(self, line: Line, method: str) -> bool:
+        """The client sends a request. Whether that has made the era known."""
+        was_known = self.era_is_known
+        if method == "initialize":
+            self._meta = None  # the client has found out that the modern era is not spoken here
+        elif not was_known:
+            self._meta = _modern_meta(line)
+        self.era_is_known = self._meta is not None or self.agreed is not None
+        return self.era_is_known and not was_known
+
     def note_request(self, line: Line, method: str) -> None:
         """A request goes to the server."""
         if method in _REMEMBERED:
             self._remember(method, parsed(line).get("params"))
-        if method == "initialize":
-            self._meta = None  # the client has found out that the modern era is not spoken here
-        elif not self.era_is_known:
-            self._learn_era(line)
-        self.era_is_known = self._meta is not None or self.agreed is not None
 
     def note_agreement(self, request: Line, answer: Line) -> None:
         """The client gets its answer to `initialize`: from now on this is a session of the handshake era."""
@@ -72,12 +77,6 @@ class SessionMemory:
         level = [] if self._level is None else [{"method": "logging/setLevel", "params": self._level}]
         return level + [{"method": "resources/subscribe", "params": params} for params in self._subscriptions.values()]
 
-    def _learn_era(self, line: Line) -> None:
-        params = parsed(line).get("params")
-        meta = params.get("_meta") if isinstance(params, dict) else None
-        if isinstance(meta, dict) and f"{_MODERN_META}protocolVersion" in meta:
-            self._meta = {key: value for key, value in meta.items() if key.startswith(_MODERN_META)}
-
     def _remember(self, method: str, params: object) -> None:
         if not isinstance(params, dict):
             return
@@ -87,3 +86,12 @@ class SessionMemory:
             self._subscriptions.pop(str(params.get("uri")), None)
         elif len(self._subscriptions) < _MAX_SUBSCRIPTIONS:
             self._subscriptions[str(params.get("uri"))] = params
+
+
+def _modern_meta(line: Line) -> dict[str, Any] | None:
+    """What a request of the modern era says of its sender; None for one of the handshake era."""
+    params = parsed(line).get("params")
+    meta = params.get("_meta") if isinstance(params, dict) else None
+    if not isinstance(meta, dict) or f"{_MODERN_META}protocolVersion" not in meta:
+        return None
+    return {key: value for key, value in meta.items() if key.startswith(_MODERN_META)}

@@ -13,7 +13,9 @@ HANG_FD_VARIABLE = "MCP_SUPERVISOR_HANG_FD"
 EXIT_CONFIGURATION = 2
 """Of a server: its settings are wrong, starting again will not help."""
 EXIT_MEMORY = 75
-"""Of a server: it asks to be started anew, because it has become too large."""
+"""Of a server: it wanted to be started anew, because it had become too large."""
+RESTART_REQUEST = b"restart\n"
+"""What a server writes there that has become too large: it is to be ended when nobody waits for it."""
 _GUARDIAN = 'read -r line; sleep 2; kill -KILL -- "-$1"'
 
 
@@ -33,6 +35,7 @@ class SupervisedServer:
         self.hung = False
         """It has written its stacks."""
         self.killed = False
+        self.wants_restart = False
         its_stdin, stdin_fd = new_pipe()
         self.stdout_fd, its_stdout = new_pipe()
         self.hang_fd, its_hang = new_pipe()
@@ -122,15 +125,18 @@ class Ending:
         exit_code: As of `SupervisedServer.ended`.
         hung: It was seen to hang.
         condemned: Why it was killed by its supervisor, if it was.
+        wanted: It wanted to be restarted.
     """
 
-    def __init__(self, exit_code: int, *, hung: bool = False, condemned: str | None = None) -> None:
+    def __init__(
+        self, exit_code: int, *, hung: bool = False, condemned: str | None = None, wanted: bool = False
+    ) -> None:
         self.exit_code = exit_code
         if hung or (condemned or "").startswith("hung"):
             self.cause, self.text = "hang", condemned or "it hung"
         elif condemned is not None:
             self.cause, self.text = "useless", condemned
-        elif exit_code == EXIT_MEMORY:
+        elif exit_code == EXIT_MEMORY or (exit_code == 0 and wanted):
             self.cause, self.text = "memory", "it had become too large"
         elif exit_code < 0:
             self.cause, self.text = "killed" if exit_code == -signal.SIGKILL else "crash", _signal_name(-exit_code)

@@ -18,7 +18,7 @@ import time
 
 from .restart_policy import RestartPolicy
 from .rpc_lines import LineCutter, LongLine, parsed
-from .supervised_server import EXIT_CONFIGURATION, Ending, SupervisedServer
+from .supervised_server import EXIT_CONFIGURATION, RESTART_REQUEST, Ending, SupervisedServer
 from .supervisor_config import SupervisorConfig
 from .supervisor_log import StderrLog
 from .supervisor_pipes import CHUNK_BYTES, Outgoing, Poller, is_open, make_ready, quietly, read
@@ -151,6 +151,9 @@ class Supervisor:
         if server is not None:
             if session.condemned is not None and not server.killed:
                 self._kill_at = now
+            if session.is_drained(now) and not (server.stdin.is_closed or server.stdin.size or self._passing):
+                self._close_stdin(server)
+                self._kill_at = now + _EOF_KILL_S
             if now >= self._term_at:
                 self._term_at = _NEVER
                 server.terminate()
@@ -310,13 +313,16 @@ class Supervisor:
         if text := begin[:_STRAY_BYTES].decode(errors="replace").strip():
             self._log("warning", f"printed to stdout: {text}")
 
-    def _read_stacks(self, _: float) -> None:
-        """It hangs, and is about to end itself."""
+    def _read_stacks(self, now: float) -> None:
+        """It hangs, and is about to end itself; or it wants to be restarted."""
         server = self._server
         if server is None:
             return
         chunk = read(server.hang_fd)
-        if chunk:
+        if chunk == RESTART_REQUEST:
+            server.wants_restart = True
+            self._session.drain(now)
+        elif chunk:
             server.hung = True
             self._log.write(chunk)
         elif chunk is not None:
@@ -329,7 +335,8 @@ class Supervisor:
             return
         server.kill()  # what it leaves behind
         self._hear_last_words(server, now)
-        ending = Ending(exit_code, hung=server.hung, condemned=self._session.condemned)
+        condemned, wanted = self._session.condemned, server.wants_restart
+        ending = Ending(exit_code, hung=server.hung, condemned=condemned, wanted=wanted)
         self._log(
             "info" if self._stopping else "warning",
             "the server has ended",
@@ -424,7 +431,7 @@ class Supervisor:
         self._kill_at = min(self._kill_at, now + kill_s)
         self._start_at = _NEVER
         self._due_changed = True
-        if self._session.state is not State.LIVE:
+        if self._session.state not in (State.LIVE, State.DRAINING):
             self._session.give_up(now, "The server is being stopped.", try_again_s=None)
             self._term_at = now
         if self._server is None:

@@ -9,6 +9,7 @@ answered exactly once: by the server that got it, or here, and it is never given
     DOWN        no                        waits, for a limited time
     REPLAYING   yes, it is being told     waits, for a limited time
     LIVE        yes                       is passed on
+    DRAINING    yes, for what it has      waits, for a limited time
     GIVEN_UP    no, nor will there be     is refused
 """
 
@@ -36,7 +37,11 @@ _PROBES = 2
 
 _OPENING = frozenset({"initialize", "server/discover"})
 """They only introduce the two sides to each other: after a crash they are asked again (R33)."""
-_ABOUT_THE_DEAD = frozenset({"notifications/cancelled", "notifications/progress"})
+_ABOUT_REQUESTS = frozenset({"notifications/cancelled", "notifications/progress"})
+"""They are of no use to a later server."""
+_ENDLESS = "subscriptions/listen"
+_DRAIN_S = 5.0
+"""How long a server that is to be restarted is waited for."""
 
 
 class State(Enum):
@@ -45,6 +50,7 @@ class State(Enum):
     DOWN = "down"
     REPLAYING = "replaying"
     LIVE = "live"
+    DRAINING = "draining"
     GIVEN_UP = "given up"
 
 
@@ -100,6 +106,7 @@ class SupervisorSession:
         """The supervisor's own requests that it has not answered."""
         self._replay_id: str | None = None
         self._replay_until = 0.0
+        self._drain_until = 0.0
         self._heard_at = 0.0
         self._probes = 0
         self._refusal = ""
@@ -144,6 +151,9 @@ class SupervisorSession:
     def _client_asks(self, line: Line, request_id: RequestId, method: str, now: float) -> None:
         timeout_s = self._start_timeout_s if method in _OPENING else self._queue_timeout_s
         request = Waiting(line, request_id, method, now + timeout_s)
+        is_unprepared = self._memory.learn_era(line, method) and method not in _OPENING
+        if is_unprepared and self.state is State.LIVE:  # what crashes in its start-up gets no request
+            self._prepare(now)
         if self.state is State.LIVE:
             self._pass_on(request)
         elif self.state is not State.GIVEN_UP:
@@ -157,16 +167,16 @@ class SupervisorSession:
     def _client_notifies(self, line: Line, method: str | None, now: float) -> None:
         is_told_anyway = method == "notifications/initialized"
         self._memory.initialized = self._memory.initialized or is_told_anyway
-        if self.state is State.LIVE:
+        if self.state is State.LIVE or (self.state is State.DRAINING and method in _ABOUT_REQUESTS):
             self.to_server.append(line)
-        elif self.state is not State.GIVEN_UP and not is_told_anyway and method not in _ABOUT_THE_DEAD:
+        elif self.state is not State.GIVEN_UP and not is_told_anyway and method not in _ABOUT_REQUESTS:
             self._enqueue(Waiting(line, None, method, now + self._queue_timeout_s))
 
     def _client_cancels(self, line: Line) -> None:
         request_id = referred(line)
         if request_id is not None and self._queue.cancel(request_id):
             return
-        if self.state is State.LIVE:
+        if self.state in (State.LIVE, State.DRAINING):
             self._settle(request_id)
             self.to_server.append(line)
 
@@ -218,7 +228,7 @@ class SupervisorSession:
             return None
         self._in_flight.pop(request_id, None)
         opening = self._opening.pop(request_id, None)
-        self.due_changed = self.due_changed or opening is not None
+        self.due_changed = self.due_changed or opening is not None or self.state is State.DRAINING
         return opening
 
     # ---- the life of a server --------------------------------------------------------------------------------------
@@ -228,22 +238,26 @@ class SupervisorSession:
         self._heard_at = now
         self._probes = 0
         self.condemned = None
-        self.due_changed = True
+        self._prepare(now)
+
+    def _prepare(self, now: float) -> None:
+        """Tell the server what it must know, before it gets the client's requests."""
         question = self._memory.first_question()
         if question is None:
             self._go_live(now)
             return
         self.state = State.REPLAYING
+        self.due_changed = True
         self._replay_until = now + self._start_timeout_s
         self._replay_id = self._tell(question)
 
     def _replayed(self, answer: dict[str, Any], now: float) -> None:
         """The new server has answered its first question."""
         result, agreed = answer.get("result"), self._memory.agreed
-        if not isinstance(result, dict):
+        if agreed is None:
+            self._go_live(now)  # any answer shows that it lives
+        elif not isinstance(result, dict):
             self._condemn(f"it refused its first request: {str(answer.get('error'))[:200]}")
-        elif agreed is None:
-            self._go_live(now)
         elif (version := result.get("protocolVersion")) != agreed.get("protocolVersion"):
             self.fatal = f"it speaks protocol version {version} now, and the client {agreed.get('protocolVersion')}"
             self._condemn(self.fatal)
@@ -275,6 +289,18 @@ class SupervisorSession:
                 self._expire(entry)
             else:
                 self._pass_on(entry)
+
+    def drain(self, now: float) -> None:
+        """The present server wants to be restarted: it gets no request any more, and a little time for those it has."""
+        if self.state is State.LIVE:
+            self.state = State.DRAINING
+            self.due_changed = True
+            self._drain_until = now + _DRAIN_S
+
+    def is_drained(self, now: float) -> bool:
+        """Whether the present server is to be ended, because it wants to be and nobody waits for it."""
+        busy = any(method != _ENDLESS for method in self._in_flight.values())
+        return self.state is State.DRAINING and (not busy or now >= self._drain_until)
 
     def server_ended(self, now: float, why: str, *, unsent: Iterable[Line] = ()) -> None:
         """The present server has ended, and everything that it had written has been seen.
@@ -331,6 +357,8 @@ class SupervisorSession:
             pass
         elif self.state is State.REPLAYING:
             due.append(self._replay_until)
+        elif self.state is State.DRAINING:
+            due += [self._drain_until] if now < self._drain_until else []
         elif self.state is State.LIVE:
             due += [opening.expires_at for opening in self._opening.values()]
             due += [self._silent_until()] if self._may_be_asked() else []
