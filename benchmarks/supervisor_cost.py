@@ -71,7 +71,9 @@ def call(request_id: int, size: int) -> bytes:
     message = {"jsonrpc": "2.0", "id": request_id, "method": "tools/call"}
     empty = json.dumps({**message, "params": {"name": "echo", "arguments": {"text": ""}}}, separators=(",", ":"))
     text = "x" * max(0, size - len(empty))
-    return json.dumps({**message, "params": {"name": "echo", "arguments": {"text": text}}}, separators=(",", ":")).encode()
+    return json.dumps(
+        {**message, "params": {"name": "echo", "arguments": {"text": text}}}, separators=(",", ":")
+    ).encode()
 
 
 class Turn:

@@ -38,6 +38,12 @@ TESTS = {
     "allowed_hosts": ["allowed_hosts"],
     "memory_limit": ["memory_limit"],
     "service_notify": ["service_notify"],
+    "restart_policy": ["restart_policy"],
+    "rpc_lines": ["rpc_lines"],
+    "supervisor_session": ["supervisor_session*"],
+    "session_memory": ["supervisor_session*"],
+    "server_questions": ["supervisor_session*"],
+    "waiting_lines": ["supervisor_session*"],
 }
 """The tests in `tests/unit` that are run for each module."""
 
