@@ -63,6 +63,7 @@ BESIDE = {
     ("breaker_window_calls", 1): {"breaker_min_calls": 1},
     ("breaker_min_calls", 10_000): {"breaker_window_calls": 10_000},
     ("cache_max_stale_s", 0): {"cache_ttl_s": 0},
+    ("memory_hard_limit_mb", 1e-9): {"memory_soft_limit_mb": 1e-9},
     ("cache_ttl_s", 604_800): {"cache_max_stale_s": 604_800},
 }
 VALUE = {Ge: lambda bound: bound.ge, Gt: lambda bound: bound.gt + 1e-9, Le: lambda bound: bound.le}
