@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ from mcp import Client, StdioServerParameters
 from protocol import StdioSession, stdio_session
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = (100, 1_000, 10_000, 100_000, 1_000_000, 5_000_000)
@@ -96,7 +97,7 @@ class Turn:
         return calls / (time.perf_counter() - started)
 
 
-def compare(title: str, measures: list[Callable[[], float]], calls: int, supervisor: StdioSession) -> None:
+def compare(title: str, measures: Sequence[Callable[[], float]], calls: int, supervisor: StdioSession) -> None:
     """Print the figures of the two servers, their ratio, and the processor's time that the supervisor took."""
     for measure in measures:
         measure()
@@ -149,7 +150,7 @@ def main() -> None:
             turns = [Turn(session) for session in sessions]
             for size in sizes:
                 calls = max(in_flight, min(400, BYTES_A_TURN // size))
-                measures = [lambda t=t, s=size, c=calls, n=in_flight: t.calls_per_second(s, c, n) for t in turns]
+                measures = [partial(turn.calls_per_second, size, calls, in_flight) for turn in turns]
                 compare(f"{size:,} bytes, {in_flight} at a time", measures, calls, sessions[1])
         print(f"memory of the supervisor: {sessions[1].resident_mb():.1f} MB")
         official_client(commands, environment)
