@@ -178,11 +178,13 @@ class SupervisorSessionMachine(RuleBasedStateMachine):
 
     # ---- the client --------------------------------------------------------------------------------------------------
 
-    @initialize(era=st.sampled_from(["handshake", "modern"]), introduces_itself=st.booleans())
-    def the_client_begins(self, era: str, introduces_itself: bool) -> None:
+    @initialize(era=st.sampled_from(["handshake", "modern"]), introduces_itself=st.booleans(), is_late=st.booleans())
+    def the_client_begins(self, era: str, introduces_itself: bool, is_late: bool) -> None:
         self.era = era
         self.introduces_itself = introduces_itself
         self.agreed_in_life = 0
+        if is_late:  # as it is when nothing goes wrong
+            self.a_server_starts()
         if era == "handshake":
             self.ask("initialize", PARAMS)
         else:
@@ -351,6 +353,18 @@ class SupervisorSessionMachine(RuleBasedStateMachine):
         if self.server is not None:
             self.end_the_server()
         self.session.give_up(self.now, "no more", try_again_s=try_again_s)
+        self.pump()
+
+    @precondition(lambda self: self.server is not None)
+    @rule()
+    def the_supervisor_stops(self) -> None:
+        """Everybody is answered; what the server says until it ends reaches nobody."""
+        assert self.server is not None
+        for message in map(json.loads, self.server.pipe):
+            if message.get("id") in self.sent and "method" in message:
+                self.sent[message["id"]].reached.append(self.server)
+        self.server.pipe.clear()
+        self.session.give_up(self.now, "it is being stopped", try_again_s=None)
         self.pump()
 
     # ---- what is always true -----------------------------------------------------------------------------------------

@@ -1,0 +1,269 @@
+"""Single rules of the supervisor's session, an example each: R21-R27, R32 and R33. The model has their combinations."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from reliability import waiting_lines
+from reliability.rpc_lines import LongLine
+from reliability.supervisor_session import FAILED, State, SupervisorSession
+
+VERSION = "2025-11-25"
+META = {"io.modelcontextprotocol/protocolVersion": "2026-07-28"}
+CAPABILITIES = {"tools": {"listChanged": True}, "prompts": {"listChanged": False}}
+
+
+class World:
+    """A session with a client and servers that say what a test lets them say."""
+
+    def __init__(self, *, silence_s: float = 30.0) -> None:
+        self.log: list[tuple[str, str]] = []
+        self.session = SupervisorSession(
+            queue_timeout_s=30,
+            start_timeout_s=60,
+            silence_s=silence_s,
+            log=lambda level, event, **_: self.log.append((level, event)),
+        )
+
+    def client(self, method: str, request_id: int | None = None, **params: Any) -> None:
+        numbered = {} if request_id is None else {"id": request_id}
+        message = {"jsonrpc": "2.0", **numbered, "method": method, "params": params}
+        self.session.client_line(json.dumps(message).encode() + b"\n", 0.0)
+
+    def server(self, request_id: object, now: float = 0.0, **answer: Any) -> None:
+        message = {"jsonrpc": "2.0", "id": request_id, **(answer or {"result": {}})}
+        assert self.session.server_line(json.dumps(message).encode() + b"\n", now)
+
+    def to_server(self) -> list[dict[str, Any]]:
+        lines, self.session.to_server = self.session.to_server, []
+        return [json.loads(line) for line in lines if isinstance(line, bytes)]
+
+    def to_client(self) -> list[dict[str, Any]]:
+        lines, self.session.to_client = self.session.to_client, []
+        return [json.loads(line) for line in lines if isinstance(line, bytes)]
+
+    def handshake(self, *, initialized: bool = True) -> None:
+        self.session.server_started(0.0)
+        self.client("initialize", 0, protocolVersion=VERSION)
+        self.server(0, result={"protocolVersion": VERSION, "capabilities": CAPABILITIES})
+        if initialized:
+            self.client("notifications/initialized")
+        self.to_server()
+        self.to_client()
+
+    def replay(self, **result: Any) -> None:
+        """The server dies, and the next one answers its first question."""
+        self.session.server_ended(0.0, "SIGKILL")
+        self.session.server_started(0.0)
+        (question,) = self.to_server()
+        assert question["method"] == "initialize"
+        self.server(question["id"], result={"protocolVersion": VERSION, "capabilities": CAPABILITIES, **result})
+
+
+def methods(messages: list[dict[str, Any]]) -> list[str]:
+    return [message["method"] for message in messages]
+
+
+def test_r20_a_first_server_gets_no_request_before_it_has_shown_that_it_lives() -> None:
+    world = World()
+    world.session.server_started(0.0)
+    world.client("tools/call", 1, _meta=META)
+    (question,) = world.to_server()
+    assert question["method"] == "server/discover"
+    world.session.server_ended(0.0, "exit code 1")
+    assert world.to_client() == []  # it waits for the next one
+    world.session.server_started(0.0)
+    (question,) = world.to_server()
+    world.server(question["id"], error={"code": -32601, "message": "what is that?"})
+    assert methods(world.to_server()) == ["tools/call"]
+    assert world.to_client() == []
+
+
+def test_r22_a_server_of_another_protocol_version_is_the_end() -> None:
+    world = World()
+    world.handshake()
+    world.replay(protocolVersion="2024-11-05")
+    assert "2024-11-05" in (world.session.fatal or "")
+    assert world.session.condemned
+    assert world.session.state is State.REPLAYING
+
+
+def test_r22_other_capabilities_are_logged() -> None:
+    world = World()
+    world.handshake()
+    world.replay()
+    assert world.log == []
+    world.replay(capabilities={})
+    assert [level for level, _ in world.log] == ["warning"]
+
+
+@pytest.mark.parametrize("initialized", [True, False])
+def test_r24_lists_have_changed_for_a_client_that_is_initialized(initialized: bool) -> None:
+    world = World()
+    world.handshake(initialized=initialized)
+    world.replay()
+    assert methods(world.to_client()) == (["notifications/tools/list_changed"] if initialized else [])
+    assert methods(world.to_server()) == (["notifications/initialized"] if initialized else [])
+
+
+def test_r23_a_level_and_subscriptions_are_set_again() -> None:
+    world = World()
+    world.handshake()
+    world.client("logging/setLevel", 1, level="debug")
+    for number, uri in enumerate(("a:", "b:"), 2):
+        world.client("resources/subscribe", number, uri=uri)
+    world.client("resources/unsubscribe", 4, uri="a:")
+    world.to_server()
+    world.replay()
+    _, level, subscription = world.to_server()
+    assert (level["method"], level["params"]) == ("logging/setLevel", {"level": "debug"})
+    assert (subscription["method"], subscription["params"]) == ("resources/subscribe", {"uri": "b:"})
+
+
+def test_r21_a_refused_second_handshake_replaces_no_good_one() -> None:
+    world = World()
+    world.handshake()
+    world.client("initialize", 1, nonsense=True)
+    world.server(1, error={"code": -32602, "message": "no"})
+    world.to_server()
+    world.replay()
+    assert world.session.state is State.LIVE
+
+
+@pytest.mark.parametrize(("method", "retryable"), [("tools/call", False), ("tools/list", True)])
+def test_r26_all_but_a_tool_call_may_be_sent_again(method: str, retryable: bool) -> None:
+    world = World()
+    world.handshake()
+    world.client(method, 1)
+    world.to_server()
+    world.session.server_ended(0.0, "SIGKILL")
+    (answer,) = world.to_client()
+    assert answer["error"]["code"] == FAILED
+    assert "outcome unknown" in answer["error"]["message"]
+    assert answer["error"]["data"] == {"kind": "outcome_unknown", "retryable": retryable}
+
+
+def test_r27_a_queue_has_an_end() -> None:
+    world = World()
+    for number in range(waiting_lines.MAX_LINES + 1):
+        world.client("tools/list", number)
+    (answer,) = world.to_client()
+    assert answer["id"] == waiting_lines.MAX_LINES
+    assert answer["error"]["data"] == {"kind": "unavailable", "retryable": True}
+
+
+def test_r27_a_queue_holds_one_line_of_any_size_and_others_up_to_its_limit() -> None:
+    world = World()
+    world.client("tools/call", 1, text="x" * waiting_lines.MAX_BYTES)
+    assert world.to_client() == []
+    world.client("tools/call", 2)
+    assert [answer["id"] for answer in world.to_client()] == [2]
+    world.client("notifications/cancelled", requestId=1)
+    world.client("tools/call", 3)
+    assert world.to_client() == []
+
+
+def test_r32_a_silent_server_is_asked_twice_and_then_hung() -> None:
+    world = World(silence_s=30)
+    world.handshake()
+    for now, asked in ((29.9, []), (30.0, ["ping"]), (44.9, []), (45.0, ["ping"]), (59.9, [])):
+        world.session.tick(now)
+        assert methods(world.to_server()) == asked
+        assert world.session.condemned is None
+    world.session.tick(60.0)
+    assert (world.session.condemned or "").startswith("hung")
+
+
+def test_r32_a_busy_server_that_answers_is_not_hung() -> None:
+    world = World(silence_s=30)
+    world.handshake()
+    world.client("tools/call", 1)
+    for now in (30.0, 60.0, 90.0, 120.0):
+        world.to_server()
+        world.session.tick(now)
+        (question,) = world.to_server()
+        world.server(question["id"], now)
+    assert world.session.condemned is None
+    assert world.to_client() == []
+
+
+def test_r32_who_cannot_be_asked_is_not_judged() -> None:
+    world = World(silence_s=30)
+    world.handshake()
+    for now in (30.0, 60.0, 90.0):
+        world.session.tick(now, may_ask=False)
+    assert world.to_server() == []
+    assert world.session.wait_s(90.0) == 30.0
+
+
+def test_r32_a_silent_server_is_never_asked_where_that_is_switched_off() -> None:
+    world = World(silence_s=0)
+    world.handshake()
+    world.session.tick(1e6)
+    assert world.to_server() == []
+    assert world.session.wait_s(0.0) is None
+
+
+def test_r33_a_server_that_never_answers_is_replaced_and_the_client_told_in_time() -> None:
+    world = World()
+    world.session.server_started(0.0)
+    world.client("initialize", 0)
+    world.session.tick(59.9)
+    assert world.session.condemned is None
+    world.session.tick(60.0)
+    assert world.session.condemned
+    world.session.server_ended(60.0, "SIGKILL")
+    world.session.tick(60.0)
+    (answer,) = world.to_client()
+    assert answer["error"]["data"] == {"kind": "unavailable", "retryable": True}
+
+
+def test_a_server_that_is_to_be_restarted_finishes_what_it_has() -> None:
+    world = World()
+    world.handshake()
+    world.client("tools/call", 1)
+    world.session.drain(0.0)
+    world.client("tools/call", 2)
+    world.client("notifications/cancelled", requestId=3)
+    assert [message.get("id") for message in world.to_server()] == [1, None]
+    assert not world.session.is_drained(4.9)
+    assert world.session.is_drained(5.0)
+    world.server(1)
+    assert world.session.is_drained(0.0)
+    world.replay()
+    assert [message.get("id") for message in world.to_client()] == [1, None]
+    assert world.to_server()[-1]["id"] == 2
+
+
+def test_a_stream_that_never_ends_does_not_delay_a_restart() -> None:
+    world = World()
+    world.session.server_started(0.0)
+    world.client("server/discover", 0, _meta=META)
+    world.server(0)
+    world.client("subscriptions/listen", 1, _meta=META)
+    world.session.drain(0.0)
+    assert world.session.is_drained(0.0)
+
+
+def test_a_long_request_may_pass_before_it_has_ended() -> None:
+    world = World()
+    begun = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"text":"' + b"x" * 5000
+    assert not world.session.lets_pass(begun)
+    world.handshake()
+    assert world.session.lets_pass(begun)
+    assert world.session.calls_in_flight == 1
+    assert not world.session.lets_pass(begun.replace(b"tools/call", b"initialize"))
+    assert world.session.lets_pass(b"rubbish")
+    assert world.session.calls_in_flight == 1
+
+
+def test_a_long_answer_passes_in_its_pieces() -> None:
+    world = World()
+    world.handshake()
+    world.client("tools/call", 1)
+    line = LongLine([b'{"jsonrpc":"2.0","id":1,"result":{"text":"' + b"x" * 200_000, b'"}}\n'])
+    assert world.session.server_line(line, 0.0)
+    assert world.session.to_client == [line]
+    assert world.session.calls_in_flight == 0
