@@ -196,7 +196,7 @@ class Supervised:
         children = [child.pid for child in children_of(self.pid)]
         code = int(self.process.exit_code(within_s=LONGEST_S))
         self.messages += list(self.process.answers(within_s=LONGEST_S))
-        assert all(map(is_gone, children))
+        until(lambda: all(map(is_gone, children)), "its processes are gone")
         assert self.process.stray_lines == []
         answered = [message["id"] for message in self.messages if "method" not in message]
         assert len(answered) == len(set(answered)), "a request was answered twice"
