@@ -1,7 +1,8 @@
 """Installs what the tests need into `.venv` and runs them: `python3 tests/run.py [STEP] [PYTEST ARGUMENTS]`.
 
 STEP is `lint` (ruff and mypy) or `test` (pytest); without it both run, in this order. All further arguments go to
-pytest: `python3 tests/run.py test -k update`. Needs Python 3.11 or newer with pip and venv, and git; nothing else.
+pytest: `python3 tests/run.py test -k update`. Without any, two processes share the tests, because many of them wait.
+Needs Python 3.11 or newer with pip and venv, and git; nothing else.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ VENV = ROOT / ".venv"
 BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
 PYTHON = BIN / ("python.exe" if os.name == "nt" else "python")
 STAMP = VENV / "installed.sha256"
+IN_PARALLEL = ["--numprocesses=2", "--dist=loadfile"]
 RELIABILITY = ROOT / "template" / "src" / "{{package_name}}" / "reliability"
 
 
@@ -46,7 +48,7 @@ def lint() -> None:
 def test(arguments: list[str]) -> None:
     """Run pytest with the given arguments."""
     step("test", "pytest")
-    run(PYTHON, "-m", "pytest", *arguments)
+    run(PYTHON, "-m", "pytest", *(arguments or IN_PARALLEL))
 
 
 def step(name: str, what: str) -> None:
