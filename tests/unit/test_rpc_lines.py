@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
@@ -62,10 +63,15 @@ def line_of(message: dict[str, Any], order: list[str], **style: Any) -> bytes:
     return json.dumps({key: message[key] for key in keys}, **style).encode() + b"\n"
 
 
+def is_of_one_kind(message: dict[str, Any]) -> bool:
+    """Whether the protocol knows such a message: what is called a notification has no id."""
+    ends = {"result", "error"} & message.keys()
+    is_note = str(message.get("method")).startswith("notifications/")
+    return not (len(ends) > 1 or ("method" in message and ends) or (is_note and "id" in message))
+
+
 @given(
-    MESSAGES.filter(
-        lambda m: not {"result", "error"} <= m.keys() and not ("method" in m and {"result", "error"} & m.keys())
-    ),
+    MESSAGES.filter(is_of_one_kind),
     st.permutations(["jsonrpc", "id", "method", "params", "result", "error"]),
     st.sampled_from([(", ", ": "), (",", ":")]),
     st.booleans(),
@@ -123,7 +129,26 @@ def test_a_line_of_megabytes_is_told_by_its_head_without_being_read() -> None:
 def test_a_line_of_megabytes_is_told_by_its_tail_where_the_id_stands_there() -> None:
     line = b'{"method":"tools/call","params":{not json' + b"x" * 5_000_000 + b'},"jsonrpc":"2.0","id":"a"}\n'
     assert glance(line) == (Kind.REQUEST, "a", "tools/call")
-    assert glance(line.replace(b',"id":"a"', b"")) == (Kind.NOTIFICATION, None, "tools/call")
+    note = line.replace(b',"id":"a"', b"").replace(b"tools/call", b"notifications/progress")
+    assert glance(note) == (Kind.NOTIFICATION, None, "notifications/progress")
+
+
+@pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")], ids=["compact", "spaced"])
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"jsonrpc": "2.0", "id": 7, "method": "tools/call", "params": {"id": 8, "jsonrpc": "2.0"}},
+        {"jsonrpc": "2.0", "id": "a", "method": "ping"},
+        {"jsonrpc": "2.0", "method": "notifications/progress", "params": {"progress": 1}},
+        {"jsonrpc": "2.0", "method": "no/request", "params": {}},
+        {"jsonrpc": "2.0", "id": 7, "result": {"id": 8, "method": "x"}},
+        {"jsonrpc": "2.0", "id": 7, "error": {"code": 1, "message": "no"}},
+    ],
+    ids="-".join,
+)
+def test_the_order_of_the_keys_changes_nothing(message: dict[str, Any], separators: tuple[str, str]) -> None:
+    for order in itertools.permutations(message):
+        assert glance(line_of(message, list(order), separators=separators)) == kind_of(message), order
 
 
 def test_the_beginning_of_a_request_is_enough() -> None:

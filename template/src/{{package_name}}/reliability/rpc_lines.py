@@ -80,7 +80,10 @@ def glance(line: Line) -> Glance:
             return (_REQUEST, _id(request_id), method.decode()) if method else (_RESPONSE, _id(request_id), None)
         if (head := _METHOD_FIRST.match(ends)) and (tail := _ID_LAST.search(ends, len(ends) - _TAIL_BYTES)):
             method = head[1].decode()
-            return (_NOTIFICATION, None, method) if tail[1] is None else (_REQUEST, _id(tail[1]), method)
+            if tail[1] is not None:
+                return _REQUEST, _id(tail[1]), method
+            if method.startswith("notifications/"):  # of any other one the id may stand before the version
+                return _NOTIFICATION, None, method
     return _from_value(parsed(line))
 
 
