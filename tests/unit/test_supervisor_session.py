@@ -176,6 +176,17 @@ def test_r32_a_silent_server_is_asked_twice_and_then_hung() -> None:
     assert (world.session.condemned or "").startswith("hung")
 
 
+def test_r32_a_supervisor_that_was_stopped_itself_judges_by_its_own_questions() -> None:
+    world = World(silence_s=30)
+    world.handshake()
+    for now, asked in ((1000.0, ["ping"]), (1000.001, []), (1014.9, []), (2000.0, ["ping"]), (2014.9, [])):
+        world.session.tick(now)
+        assert methods(world.to_server()) == asked
+        assert world.session.condemned is None
+    world.session.tick(2015.0)
+    assert world.session.condemned
+
+
 def test_r32_a_busy_server_that_answers_is_not_hung() -> None:
     world = World(silence_s=30)
     world.handshake()

@@ -107,7 +107,7 @@ class SupervisorSession:
         self._replay_id: str | None = None
         self._replay_until = 0.0
         self._drain_until = 0.0
-        self._heard_at = 0.0
+        self._heard_at = self._asked_at = 0.0
         self._probes = 0
         self._refusal = ""
         self._try_again_at: float | None = None
@@ -389,17 +389,22 @@ class SupervisorSession:
     def _look_for_silence(self, now: float, *, may_ask: bool) -> None:
         if not may_ask:
             self._heard_at = now
+            self._probes = 0
         elif now < self._silent_until():
             return
         elif self._probes < _PROBES:
             self._probes += 1
+            self._asked_at = now
             self._tell(self._memory.sign_of_life())
         else:
             self._condemn(f"hung: it has been silent for {now - self._heard_at:.0f} s")
 
     def _silent_until(self) -> float:
-        """When the next question is due, or the verdict: after the first one they wait half as long."""
-        return self._heard_at + self._silence_s * (1 + self._probes / 2)
+        """When the next question is due, or the verdict: each gives half as long for an answer, from its own time on.
+
+        Who was stopped (SIGSTOP, a machine that sleeps) asks late, and must not judge at once.
+        """
+        return self._asked_at + self._silence_s / 2 if self._probes else self._heard_at + self._silence_s
 
     def _may_be_asked(self) -> bool:
         """Whether the era is known: no message of the other one may be sent (R20)."""
