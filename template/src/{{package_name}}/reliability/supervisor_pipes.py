@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 65_536
 _PIPE_BYTES = 1_048_576
 _PIECES_AT_ONCE = 64
+_LONGEST_WAIT_MS = 60_000
+"""The system takes no time of weeks, and a loop that wakes up once a minute costs nothing."""
 
 
 class Poller:
@@ -52,8 +54,8 @@ class Poller:
             self._poll.unregister(fd)
 
     def wait(self, timeout_ms: float | None, clock: Callable[[], float]) -> float:
-        """Wait until something is ready, handle it, and say when it became so."""
-        ready = self._poll.poll(timeout_ms)
+        """Wait until something is ready, or a minute at most unless for ever; handle it, and say when it became so."""
+        ready = self._poll.poll(None if timeout_ms is None else min(timeout_ms, _LONGEST_WAIT_MS))
         now = clock()
         for fd, event in ready:
             handler = self._handlers.get(fd)  # gone, if an event before this one has ended the server
