@@ -224,11 +224,11 @@ def test_r69_a_leak_over_the_hard_limit_ends_the_process_between_calls(
     start: Callable[..., Server], pipe: tuple[int, int], transport: str
 ) -> None:
     supervised = {"pass_fds": [pipe[1]], "variables": {HANG_FD: str(pipe[1])}} if transport == "stdio" else {}
-    server = start(transport, memory_hard_limit_mb=250, **supervised)
+    server = start(transport, memory_hard_limit_mb=250, tool_timeout_s=5, **supervised)
     server.begin("leak", megabytes=300, seconds=0.5)
     if transport == "stdio":
         assert server.answer()["result"]["content"][0]["text"] == "leaked"
-    code, log = server.end(within_s=20)  # a supervisor that does not act on it gets ten seconds
+    code, log = server.end(within_s=20)  # a supervisor that does not act on it gets ten seconds more than a call
     assert code == EXIT_MEMORY
     assert "over the hard limit of 250 MB" in log
     assert "cleaned up" in log

@@ -16,7 +16,8 @@ from reliability.supervisor_pipes import Poller, new_pipe
 
 @pytest.mark.parametrize("timeout_ms", [0.5, 60_000.5, 1e12, None])
 def test_any_time_may_be_waited(timeout_ms: float | None) -> None:
-    poller, seen = Poller(), []
+    poller = Poller()
+    seen: list[float] = []
     read_end, write_end = new_pipe()
     os.write(write_end, b"x")
     poller.watch(read_end, select.POLLIN, seen.append)

@@ -24,6 +24,7 @@ class World:
             queue_timeout_s=30,
             start_timeout_s=60,
             silence_s=silence_s,
+            drain_s=25,
             log=lambda level, event, **_: self.log.append((level, event)),
         )
 
@@ -239,13 +240,29 @@ def test_a_server_that_is_to_be_restarted_finishes_what_it_has() -> None:
     world.client("tools/call", 2)
     world.client("notifications/cancelled", requestId=3)
     assert [message.get("id") for message in world.to_server()] == [1, None]
-    assert not world.session.is_drained(4.9)
-    assert world.session.is_drained(5.0)
+    assert not world.session.is_drained(24.9)
+    assert world.session.wait_s(0.0) == 25.0
+    assert world.session.is_drained(25.0)
     world.server(1)
     assert world.session.is_drained(0.0)
     world.replay()
     assert [message.get("id") for message in world.to_client()] == [1, None]
     assert world.to_server()[-1]["id"] == 2
+
+
+def test_a_call_that_outlasts_the_wait_for_a_restart_is_answered_once() -> None:
+    world = World()
+    world.handshake()
+    for number, method in ((1, "tools/call"), (2, "subscriptions/listen")):
+        world.client(method, number)
+    world.session.drain(0.0)
+    world.session.end_drain()
+    (answer,) = world.to_client()
+    assert (answer["id"], answer["error"]["data"]) == (1, {"kind": "outcome_unknown", "retryable": False})
+    world.server(1, error={"code": 0, "message": "Connection closed"})
+    world.server(2)
+    world.replay()
+    assert [message.get("id") for message in world.to_client()] == [2, None]
 
 
 def test_a_stream_that_never_ends_does_not_delay_a_restart() -> None:

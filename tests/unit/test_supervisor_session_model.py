@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from reliability.supervisor_session import FAILED, State, SupervisorSession
 
-QUEUE_S, START_S, SILENCE_S = 5.0, 8.0, 20.0
+QUEUE_S, START_S, SILENCE_S, DRAIN_S = 5.0, 8.0, 20.0, 4.0
 VERSION = "2025-11-25"
 META = {"io.modelcontextprotocol/protocolVersion": "2026-07-28", "io.modelcontextprotocol/clientInfo": {"name": "c"}}
 PARAMS = {"protocolVersion": VERSION, "capabilities": {}, "clientInfo": {"name": "c", "version": "1"}}
@@ -55,7 +55,12 @@ class SupervisorSessionMachine(RuleBasedStateMachine):
         super().__init__()
         self.now = 0.0
         self.session = SupervisorSession(
-            queue_timeout_s=QUEUE_S, start_timeout_s=START_S, silence_s=SILENCE_S, log=lambda *_, **__: None, token="t"
+            queue_timeout_s=QUEUE_S,
+            start_timeout_s=START_S,
+            silence_s=SILENCE_S,
+            drain_s=DRAIN_S,
+            log=lambda *_, **__: None,
+            token="t",
         )
         self.server: Server | None = None
         self.lives = 0
@@ -307,9 +312,14 @@ class SupervisorSessionMachine(RuleBasedStateMachine):
         self.session.drain(self.now)
 
     @precondition(lambda self: self.server is not None and self.session.is_drained(self.now))
-    @rule()
-    def the_server_is_restarted(self) -> None:
+    @rule(last_words=st.booleans())
+    def the_server_is_restarted(self, last_words: bool) -> None:
+        """Its input ends, when it has all of it."""
         assert self.server is not None
+        self.the_server_reads(len(self.server.pipe))
+        self.session.end_drain()
+        for request_id in list(self.server.open) if last_words else ():
+            self.server_says({"id": request_id, "error": {"code": FAILED, "message": "Connection closed"}})
         self.end_the_server()
 
     @precondition(lambda self: self.server is not None)

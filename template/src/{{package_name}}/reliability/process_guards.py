@@ -15,7 +15,7 @@ from anyio.abc import TaskGroup
 
 from .hang_detection import HANG_FD, HangDetector, descriptor_for_stacks
 from .memory_limit import EXIT_MEMORY, MemoryLimit
-from .server import ReliableServer
+from .server import Limits, ReliableServer
 from .shutdown import Shutdown
 
 logger = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 RESTART_REQUEST = b"restart\n"
 """What the supervisor reads beside the stacks of a hang."""
 _ANSWER_S = 10.0
-"""A supervisor that has not acted on it by then will not."""
+"""A supervisor that has not acted on it by then, when every call in flight has ended, will not."""
 
 
 def is_supervised() -> bool:
@@ -50,7 +50,7 @@ async def guarded(server: ReliableServer[Any], shutdown: Shutdown, *, is_restart
                 memory = MemoryLimit(
                     limits.memory_hard_limit_mb,
                     is_busy=lambda: server.calls_in_flight > 0,
-                    restart=partial(_ask_supervisor, descriptor, restart) if supervised else restart,
+                    restart=partial(_ask_supervisor, descriptor, limits, restart) if supervised else restart,
                     patience_s=limits.tool_timeout_s,  # every call that runs then has ended
                 )
                 tasks.start_soon(_run_when_ready, server, memory)
@@ -60,12 +60,12 @@ async def guarded(server: ReliableServer[Any], shutdown: Shutdown, *, is_restart
             tasks.cancel_scope.cancel()
 
 
-def _ask_supervisor(descriptor: int, instead: Callable[[str], None], reason: str) -> None:
+def _ask_supervisor(descriptor: int, limits: Limits, instead: Callable[[str], None], reason: str) -> None:
     """Have the supervisor close this process's input between two calls: only it can say that none is on its way."""
     logger.warning("a restart is asked for", extra={"reason": reason})
     with suppress(OSError):
         os.write(descriptor, RESTART_REQUEST)
-    asyncio.get_running_loop().call_later(_ANSWER_S, instead, reason)
+    asyncio.get_running_loop().call_later(limits.tool_timeout_s + _ANSWER_S, instead, reason)
 
 
 async def _run_when_ready(server: ReliableServer[Any], memory: MemoryLimit) -> None:

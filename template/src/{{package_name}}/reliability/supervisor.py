@@ -39,6 +39,8 @@ _EOF_KILL_S = 2.0
 """After the client has left: when a server that has not ended gets SIGTERM and SIGKILL."""
 _CLEANUP_S = 6.0
 """What a server gets for its cleanup after SIGTERM, beside the time for the calls in flight."""
+_ANSWER_S = 1.0
+"""What a call that has come to its deadline still needs for its answer."""
 _CLOSED_S = 1.0
 """A server that has closed one of its pipes is of no use any more; it gets so long to end by itself."""
 _LAST_WORDS_S = 0.5
@@ -95,6 +97,7 @@ class Supervisor:
             queue_timeout_s=config.queue_timeout_s,
             start_timeout_s=config.start_timeout_s,
             silence_s=config.hang_timeout_s,
+            drain_s=config.tool_timeout_s + _ANSWER_S,
             log=self._log,
         )
         self._poller = Poller()
@@ -151,9 +154,8 @@ class Supervisor:
         if server is not None:
             if session.condemned is not None and not server.killed:
                 self._kill_at = now
-            if session.is_drained(now) and not (server.stdin.is_closed or server.stdin.size or self._passing):
-                self._close_stdin(server)
-                self._kill_at = now + _EOF_KILL_S
+            if session.is_drained(now) and not server.stdin.is_closed:
+                self._end_drained(server, now)
             if now >= self._term_at:
                 self._term_at = _NEVER
                 server.terminate()
@@ -274,6 +276,12 @@ class Supervisor:
         self._poller.watch(server.stdin.fd, 0, self._server_does_not_read)
         self._session.server_started(now)
         self._log("debug", "the server is started", pid=server.pid)
+
+    def _end_drained(self, server: SupervisedServer, now: float) -> None:
+        self._kill_at = min(self._kill_at, now + _EOF_KILL_S)
+        if not server.stdin.size and self._passing is None:  # else it is not to see half a line as its last one
+            self._session.end_drain()
+            self._close_stdin(server)
 
     def _server_does_not_read(self, now: float) -> None:
         """It has ended, which SIGCHLD says as well, or is of no use any more."""

@@ -6,6 +6,9 @@ TYPE_CHECKING = False  # of `typing`, which is not imported: the supervisor is s
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+_OF_THE_SERVER = frozenset({"hang_timeout_s", "shutdown_grace_s", "tool_timeout_s", "log_level"})
+"""Its own settings, which concern the supervisor, too."""
+
 
 class SupervisorConfig:
     """The settings, as the server's own: it checks them, and refuses to start where one is wrong.
@@ -20,6 +23,7 @@ class SupervisorConfig:
         clean_exit: "restart" a server that ended in order by itself, or "stop" with it.
         hang_timeout_s: Seconds of silence after which a server is asked whether it lives; it looks after itself sooner.
         shutdown_grace_s: Seconds for calls in flight after SIGTERM or SIGINT.
+        tool_timeout_s: Seconds after which no call can be in flight any more.
         log_level: As the server's.
     """
 
@@ -35,6 +39,7 @@ class SupervisorConfig:
         clean_exit: str = "restart",
         hang_timeout_s: float = 30.0,
         shutdown_grace_s: float = 10.0,
+        tool_timeout_s: float = 25.0,
         log_level: str = "info",
     ) -> None:
         self.max_restarts = max_restarts
@@ -46,6 +51,7 @@ class SupervisorConfig:
         self.clean_exit = clean_exit
         self.hang_timeout_s = hang_timeout_s
         self.shutdown_grace_s = shutdown_grace_s
+        self.tool_timeout_s = tool_timeout_s
         self.log_level = log_level
 
     @classmethod
@@ -53,7 +59,7 @@ class SupervisorConfig:
         """The settings in variables such as `MY_SERVER_WATCHDOG_MAX_RESTARTS`; a wrong one counts as none."""
         config = cls()
         for name, default in vars(config).items():
-            own = name not in ("hang_timeout_s", "shutdown_grace_s", "log_level")
+            own = name not in _OF_THE_SERVER
             text = environment.get(f"{prefix}{'WATCHDOG_' if own else ''}{name.upper()}", "")
             setattr(config, name, _value(text, default))
         return config

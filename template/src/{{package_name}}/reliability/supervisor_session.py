@@ -40,8 +40,6 @@ _OPENING = frozenset({"initialize", "server/discover"})
 _ABOUT_REQUESTS = frozenset({"notifications/cancelled", "notifications/progress"})
 """They are of no use to a later server."""
 _ENDLESS = "subscriptions/listen"
-_DRAIN_S = 5.0
-"""How long a server that is to be restarted is waited for."""
 
 
 class State(Enum):
@@ -65,6 +63,7 @@ class SupervisorSession:
         queue_timeout_s: How long a request waits for a server.
         start_timeout_s: How long a server may take to answer its first request, and the client waits for that.
         silence_s: A server that says nothing for so long is asked whether it lives; 0: never.
+        drain_s: How long a server that is to be restarted is waited for: the longest time of a call.
         log: Called with a level, an event and its fields.
         token: Makes the supervisor's ids different from every id of the client and the server.
     """
@@ -75,6 +74,7 @@ class SupervisorSession:
         queue_timeout_s: float,
         start_timeout_s: float,
         silence_s: float,
+        drain_s: float,
         log: Callable[..., None],
         token: str = "",
     ) -> None:
@@ -92,6 +92,7 @@ class SupervisorSession:
         self._queue_timeout_s = queue_timeout_s
         self._start_timeout_s = start_timeout_s
         self._silence_s = silence_s
+        self._drain_s = drain_s
         self._log = log
         self._token = token or os.urandom(12).hex()
         self._issued = 0
@@ -104,6 +105,8 @@ class SupervisorSession:
         """Those of them that can be asked again."""
         self._private: set[RequestId] = set()
         """The supervisor's own requests that it has not answered."""
+        self._abandoned: set[RequestId] = set()
+        """Requests that it has not answered, and need not any more."""
         self._replay_id: str | None = None
         self._replay_until = 0.0
         self._drain_until = 0.0
@@ -217,6 +220,8 @@ class SupervisorSession:
             if request_id == self._replay_id:
                 self._replayed(parsed(line), now)
             return
+        if request_id in self._abandoned:
+            return
         opening = self._settle(request_id)
         if opening is not None and opening.method == "initialize":
             self._memory.note_agreement(opening.line, line)
@@ -291,16 +296,25 @@ class SupervisorSession:
                 self._pass_on(entry)
 
     def drain(self, now: float) -> None:
-        """The present server wants to be restarted: it gets no request any more, and a little time for those it has."""
+        """The present server wants to be restarted: it gets no request any more, and time for those it has."""
         if self.state is State.LIVE:
             self.state = State.DRAINING
             self.due_changed = True
-            self._drain_until = now + _DRAIN_S
+            self._drain_until = now + self._drain_s
 
     def is_drained(self, now: float) -> bool:
         """Whether the present server is to be ended, because it wants to be and nobody waits for it."""
         busy = any(method != _ENDLESS for method in self._in_flight.values())
         return self.state is State.DRAINING and (not busy or now >= self._drain_until)
+
+    def end_drain(self) -> None:
+        """The present server is drained and about to be ended: what it has not answered is answered here, not by it."""
+        for request_id, method in self._in_flight.items():
+            if method != _ENDLESS and request_id not in self._opening:
+                self._answer_unknown(request_id, method, "it had to be restarted")
+                self._abandoned.add(request_id)
+        for request_id in self._abandoned:
+            self._in_flight.pop(request_id, None)
 
     def server_ended(self, now: float, why: str, *, unsent: Iterable[Line] = ()) -> None:
         """The present server has ended, and everything that it had written has been seen.
@@ -319,7 +333,7 @@ class SupervisorSession:
             if request_id not in self._opening:
                 self._answer_unknown(request_id, method, why)
         self.to_client += self._questions.cancel_all(f"The server ended: {why}.")
-        for of_the_dead in (self.to_server, self._private, self._in_flight, self._opening):
+        for of_the_dead in (self.to_server, self._private, self._in_flight, self._opening, self._abandoned):
             of_the_dead.clear()
         self._replay_id = None
         for entry in [*saved, *self._queue.take_all()]:
