@@ -78,6 +78,35 @@ def test_the_end_of_input_while_there_is_no_server(start: Callable[..., Supervis
     assert supervised.error("waits")["kind"] == "unavailable"
 
 
+@both_eras
+@pytest.mark.parametrize("plan", ["well", "slow"])
+def test_whoever_asks_at_once_and_leaves_is_answered(
+    start: Callable[..., Supervised], era: str, plan: str
+) -> None:  # R31
+    """As of a server alone: `printf ... | my-server supervise`."""
+    supervised = start(plan)
+    supervised.introduce(era)
+    if era == HANDSHAKE:
+        supervised.process.send({"jsonrpc": "2.0", "method": "notifications/initialized"})
+    supervised.call("at once", "echo", text="x")
+    assert supervised.leave() == 0
+    assert "result" in supervised.answer("begin")
+    assert supervised.text("at once") == "x"
+
+
+@pytest.mark.parametrize("plan", ["exit-1", "exit-2"])
+def test_whoever_asks_a_server_that_cannot_start_and_leaves(
+    start: Callable[..., Supervised], plan: str
+) -> None:  # R30, R31
+    supervised = start(plan)
+    supervised.introduce(MODERN)
+    left_at = time.monotonic()
+    assert supervised.leave() == (2 if plan == "exit-2" else 0)
+    assert time.monotonic() - left_at < IDLE_S + BUSY_MACHINE_S
+    assert supervised.error("begin")["kind"] == "unavailable"
+    assert supervised.lives == 1
+
+
 def test_input_that_ends_at_once(start: Callable[..., Supervised]) -> None:  # R31
     assert start().leave() == 0
 

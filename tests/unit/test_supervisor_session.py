@@ -133,6 +133,60 @@ def test_r21_a_refused_second_handshake_replaces_no_good_one() -> None:
     assert world.session.state is State.LIVE
 
 
+def test_r24_a_client_may_say_that_it_is_initialized_before_it_has_the_answer() -> None:
+    world = World()
+    world.session.server_started(0.0)
+    world.client("initialize", 0, protocolVersion=VERSION)
+    world.client("notifications/initialized")
+    assert methods(world.to_server()) == ["initialize", "notifications/initialized"]
+    world.server(0, result={"protocolVersion": VERSION, "capabilities": CAPABILITIES})
+    assert world.to_server() == []
+    world.to_client()
+    world.replay()
+    assert methods(world.to_server()) == ["notifications/initialized"]
+    assert methods(world.to_client()) == ["notifications/tools/list_changed"]
+
+
+@pytest.mark.parametrize("is_started", [True, False])
+def test_r24_what_a_client_said_early_is_told_to_the_server_that_answers_it(is_started: bool) -> None:
+    world = World()
+    if is_started:
+        world.session.server_started(0.0)
+    world.client("initialize", 0, protocolVersion=VERSION)
+    world.client("notifications/initialized")
+    world.session.server_ended(0.0, "SIGKILL")
+    world.to_server()
+    world.session.server_started(0.0)
+    assert methods(world.to_server()) == ["initialize"]
+    world.server(0, result={"protocolVersion": VERSION, "capabilities": CAPABILITIES})
+    assert methods(world.to_server()) == ["notifications/initialized"]
+
+
+@pytest.mark.parametrize("meta", [{"_meta": META}, {}])
+def test_r31_what_the_first_server_is_asked_is_awaited(meta: dict[str, Any]) -> None:
+    world = World()
+    world.session.server_started(0.0)
+    assert not world.session.awaits_first_answer
+    world.client("tools/call", 1, **meta)
+    assert world.session.awaits_first_answer
+    world.session.due_changed = False
+    world.server(world.to_server()[0]["id"])
+    assert world.session.due_changed
+    assert not world.session.awaits_first_answer
+    world.session.server_ended(0.0, "SIGKILL")
+    world.session.server_started(0.0)
+    world.client("tools/call", 2, **meta)
+    assert not world.session.awaits_first_answer
+
+
+def test_r31_no_further_start_is_awaited() -> None:
+    world = World()
+    world.session.server_started(0.0)
+    world.client("initialize", 1)
+    world.session.server_ended(0.0, "exit code 1")
+    assert not world.session.awaits_first_answer
+
+
 @pytest.mark.parametrize(("method", "retryable"), [("tools/call", False), ("tools/list", True)])
 def test_r26_all_but_a_tool_call_may_be_sent_again(method: str, retryable: bool) -> None:
     world = World()

@@ -31,6 +31,8 @@ class SessionMemory:
         """The answer to `initialize` that the client has; None in the modern era."""
         self.initialized = False
         """The client has sent `notifications/initialized`."""
+        self._is_pipelined = False
+        """It has done so since its last `initialize`."""
         self._initialize: dict[str, Any] = {}
         self._meta: dict[str, Any] | None = None
         self._level: dict[str, Any] | None = None
@@ -40,6 +42,7 @@ class SessionMemory:
         """The client sends a request. Whether that has made the era known."""
         was_known = self.era_is_known
         if method == "initialize":
+            self._is_pipelined = False
             self._meta = None  # the client has found out that the modern era is not spoken here
         elif not was_known:
             self._meta = _modern_meta(line)
@@ -58,7 +61,11 @@ class SessionMemory:
             self._initialize = parsed(request)
             self.agreed = result
             self.era_is_known = True
-            self.initialized = False
+            self.initialized = self._is_pipelined
+
+    def note_initialized(self) -> None:
+        """The client sends `notifications/initialized`, perhaps without waiting for the answer to `initialize`."""
+        self.initialized = self._is_pipelined = True
 
     def first_question(self) -> dict[str, Any] | None:
         """What a new server must answer before it gets the client's requests; None while no era is known."""

@@ -47,6 +47,7 @@ _LAST_WORDS_S = 0.5
 _DELIBERATE_S = 0.5
 """A SIGINT that follows another one sooner is its echo (a terminal and a launcher both send it)."""
 _STRAY_BYTES = 4_096
+_END_OF_INPUT = "the client closed stdin"
 _NEVER = float("inf")
 
 
@@ -111,7 +112,7 @@ class Supervisor:
         self._down_since: float | None = None
         self._backlog = False
         """Something waits for room in a pipe."""
-        self._start_at = self._term_at = self._kill_at = _NEVER
+        self._start_at = self._leave_at = self._term_at = self._kill_at = _NEVER
         self._due_at = 0.0
         """The soonest of these and of the session's."""
         self._due_changed = True
@@ -151,6 +152,11 @@ class Supervisor:
     def _act_in_time(self, now: float) -> None:
         session, server = self._session, self._server
         session.tick(now, may_ask=not self._client.size and self._passing is None)
+        if self._leave_at != _NEVER and (now >= self._leave_at or not session.awaits_first_answer):
+            self._leave_at = _NEVER
+            self._write(now)
+            self._leave(now, _END_OF_INPUT)
+            server = self._server
         if server is not None:
             if session.condemned is not None and not server.killed:
                 self._kill_at = now
@@ -167,7 +173,7 @@ class Supervisor:
         session.due_changed = self._due_changed = False
         wait_s = session.wait_s(now)
         due_at = _NEVER if wait_s is None else now + wait_s
-        self._due_at = min(due_at, self._start_at, self._term_at, self._kill_at)
+        self._due_at = min(due_at, self._start_at, self._leave_at, self._term_at, self._kill_at)
 
     def _write(self, now: float) -> None:
         server = self._server
@@ -243,7 +249,11 @@ class Supervisor:
         if rest := self._incoming.rest():
             self._session.client_line(rest + b"\n", now)
         self._write(now)
-        self._leave(now, "the client closed stdin")
+        if self._session.awaits_first_answer and not self._stopping:  # as `printf ... | my-server supervise` does
+            self._leave_at = now + self._config.start_timeout_s
+            self._due_changed = True
+        else:
+            self._leave(now, _END_OF_INPUT)
 
     def _client_does_not_read(self, now: float) -> None:
         self._poller.unwatch(1)
@@ -360,6 +370,7 @@ class Supervisor:
         server.close()
         self._server = None
         self._term_at = self._kill_at = _NEVER
+        self._due_changed = True
         if self._stopping:
             self._finish(now, 0 if ending.exit_code in (0, -signal.SIGTERM) else 1)
         else:

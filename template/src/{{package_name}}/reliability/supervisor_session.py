@@ -112,6 +112,10 @@ class SupervisorSession:
         self._drain_until = 0.0
         self._heard_at = self._asked_at = 0.0
         self._probes = 0
+        self._is_told = False
+        """The present server has got `notifications/initialized`."""
+        self._has_answered = False
+        """Some server has answered something."""
         self._refusal = ""
         self._try_again_at: float | None = None
 
@@ -119,6 +123,12 @@ class SupervisorSession:
     def calls_in_flight(self) -> int:
         """Requests that the present server has not answered."""
         return len(self._in_flight)
+
+    @property
+    def awaits_first_answer(self) -> bool:
+        """Whether the client has asked something of a server that has not said anything yet, the first one to do so."""
+        waits = self._in_flight or self._queue
+        return bool(waits) and not self._has_answered and self.state in (State.REPLAYING, State.LIVE)
 
     # ---- lines of the client ---------------------------------------------------------------------------------------
 
@@ -169,7 +179,9 @@ class SupervisorSession:
 
     def _client_notifies(self, line: Line, method: str | None, now: float) -> None:
         is_told_anyway = method == "notifications/initialized"
-        self._memory.initialized = self._memory.initialized or is_told_anyway
+        if is_told_anyway:
+            self._memory.note_initialized()
+            self._is_told = self.state is State.LIVE
         if self.state is State.LIVE or (self.state is State.DRAINING and method in _ABOUT_REQUESTS):
             self.to_server.append(line)
         elif self.state is not State.GIVEN_UP and not is_told_anyway and method not in _ABOUT_REQUESTS:
@@ -215,6 +227,8 @@ class SupervisorSession:
         return True
 
     def _server_answers(self, line: Line, request_id: RequestId | None, now: float) -> None:
+        if not self._has_answered:
+            self._has_answered = self.due_changed = True
         if request_id in self._private:
             self._private.discard(request_id)
             if request_id == self._replay_id:
@@ -225,6 +239,8 @@ class SupervisorSession:
         opening = self._settle(request_id)
         if opening is not None and opening.method == "initialize":
             self._memory.note_agreement(opening.line, line)
+            if self._memory.initialized and not self._is_told:  # the client has told a server that did not answer
+                self._tell_initialized()
         self.to_client.append(line)
 
     def _settle(self, request_id: RequestId | None) -> Waiting | None:
@@ -243,6 +259,7 @@ class SupervisorSession:
         self._heard_at = now
         self._probes = 0
         self.condemned = None
+        self._is_told = False
         self._prepare(now)
 
     def _prepare(self, now: float) -> None:
@@ -275,7 +292,7 @@ class SupervisorSession:
         if capabilities != known:
             self._log("warning", "the capabilities are not those that the client knows", capabilities=capabilities)
         if self._memory.initialized:
-            self.to_server.append(encoded({"method": "notifications/initialized"}))
+            self._tell_initialized()
         for request in self._memory.requests_to_repeat():
             self._tell(request)
         if not self._memory.initialized or not isinstance(known, dict):
@@ -439,6 +456,10 @@ class SupervisorSession:
         self._private.add(request_id)
         self.to_server.append(encoded({**request, "id": request_id}))
         return request_id
+
+    def _tell_initialized(self) -> None:
+        self._is_told = True
+        self.to_server.append(encoded({"method": "notifications/initialized"}))
 
     def _enqueue(self, entry: Waiting) -> None:
         self.due_changed = True

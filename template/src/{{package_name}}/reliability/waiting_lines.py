@@ -38,8 +38,8 @@ class WaitingLines:
         self._lines: list[Waiting] = []
         self._bytes = 0
 
-    def __len__(self) -> int:
-        return len(self._lines)
+    def __bool__(self) -> bool:
+        return bool(self._lines)
 
     def add(self, entry: Waiting) -> bool:
         """Let a line wait. False: there is no room for it."""
