@@ -211,6 +211,20 @@ def test_what_is_taken_of_a_line_is_forgotten() -> None:
     assert cutter.feed(b"next\n") == [b"next\n"]
 
 
+@pytest.mark.parametrize("end", [b"c\nnext\nlast\n", b"\nnext\nlast\n"])
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_a_line_that_is_dropped_ends_where_it_ends(end: bytes, size: int) -> None:
+    cutter = LineCutter()
+    assert cutter.feed(b"first\n" + b"a" * 200_000) == [b"first\n"]
+    cutter.drop()
+    for _ in range(3):
+        assert cutter.feed(b"b" * 200_000) == []
+        assert cutter.long_beginning() is None
+    pieces = [end[at : at + size] for at in range(0, len(end), size)]
+    assert [line for piece in pieces for line in cutter.feed(piece)] == [b"next\n", b"last\n"]
+    assert cutter.rest() == b""
+
+
 @given(IDS, IDS, st.sampled_from([["jsonrpc", "id", "result"], ["result", "id", "jsonrpc"]]), JSON)
 def test_another_id_changes_nothing_else(old: int | str, new: int | str, order: list[str], value: Any) -> None:
     message = {"jsonrpc": "2.0", "id": old, "result": {"value": value}}

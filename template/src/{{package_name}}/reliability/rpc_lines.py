@@ -91,7 +91,12 @@ def glance_at_beginning(part: bytes) -> Glance | None:
     """What a line is whose end is not there yet: a request, or certainly no message. None: its end must be seen."""
     if (head := _HEAD.match(part)) and head[2]:
         return _REQUEST, _id(head[1]), head[2].decode()
-    return None if part.lstrip()[:1] == b"{" else (Kind.NONE, None, None)
+    return (Kind.NONE, None, None) if is_no_message(part) else None
+
+
+def is_no_message(part: bytes) -> bool:
+    """Whether the beginning of a line tells that it is no message, whatever follows."""
+    return part.lstrip()[:1] != b"{"
 
 
 def parsed(line: Line) -> dict[str, Any]:
@@ -140,9 +145,15 @@ class LineCutter:
     def __init__(self) -> None:
         self._parts: list[bytes] = []
         self._size = 0
+        self._is_dropping = False
 
     def feed(self, chunk: bytes) -> list[Line]:
         """The lines that `chunk` completes, in order."""
+        if self._is_dropping:
+            _, separator, chunk = chunk.partition(b"\n")
+            self._is_dropping = not separator
+            if not chunk:
+                return []
         if not self._parts and chunk.find(b"\n") == len(chunk) - 1:
             return [chunk]
         first, separator, rest = chunk.partition(b"\n")
@@ -164,6 +175,11 @@ class LineCutter:
         """The pieces of the line that has not ended; they are forgotten."""
         parts, self._parts, self._size = self._parts, [], 0
         return parts
+
+    def drop(self) -> None:
+        """Forget the line that has not ended, and what is still to come of it."""
+        self.take()
+        self._is_dropping = True
 
     def rest(self) -> bytes:
         """What came after the last line break; it is forgotten."""

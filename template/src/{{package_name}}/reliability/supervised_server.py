@@ -37,9 +37,7 @@ class SupervisedServer:
         """It has written its stacks."""
         self.killed = False
         self.wants_restart = False
-        its_stdin, stdin_fd = new_pipe()
-        self.stdout_fd, its_stdout = new_pipe()
-        self.hang_fd, its_hang = new_pipe()
+        (its_stdin, stdin_fd), (self.stdout_fd, its_stdout), (self.hang_fd, its_hang) = _new_pipes(3)
         for fd in (its_stdin, its_stdout, stdin_fd, self.stdout_fd, self.hang_fd):
             os.set_blocking(fd, False)  # noqa: FBT003 - the server reads its end in its event loop
         self.stdin = Outgoing(stdin_fd)
@@ -76,34 +74,54 @@ class SupervisedServer:
         self.killed = True
         quietly(os.killpg, self.pid, signal.SIGKILL)
 
-    def close(self) -> None:
-        """Close what is left of its pipes."""
+    def dismiss_guardian(self) -> None:
+        """Its group is gone, so that nobody must be killed for it, and perhaps another one for its number."""
         if self._guardian is not None:
             self._guardian.dismiss()
+            self._guardian = None
+
+    def close(self) -> None:
+        """Close what is left of its pipes."""
+        self.dismiss_guardian()
         self.stdin.close()
         os.close(self.stdout_fd)
         os.close(self.hang_fd)
 
 
+def _new_pipes(number: int) -> list[tuple[int, int]]:
+    pipes: list[tuple[int, int]] = []
+    try:
+        while len(pipes) < number:
+            pipes.append(new_pipe())
+    except OSError:
+        for fd in (end for ends in pipes for end in ends):
+            os.close(fd)
+        raise
+    return pipes
+
+
 class _Guardian:
     """Kills a server's process group two seconds after its supervisor has been killed, which nothing in it can notice.
 
-    A shell that waits for the end of its input is the smallest program that can do it; where there is none, a server
-    still ends with its own input.
+    A shell that waits for the end of its input is the smallest program that can do it; where there is none, or no
+    descriptor is left for it, a server still ends with its own input.
 
     Args:
         group: The process group.
     """
 
     def __init__(self, group: int) -> None:
-        its_stdin, self._fd = os.pipe()
+        self._pid = self._fd = 0
+        try:
+            its_stdin, self._fd = os.pipe()
+        except OSError:
+            return
         command = ["/bin/sh", "-c", _GUARDIAN, "guardian", str(group)]
         files = [
             (os.POSIX_SPAWN_DUP2, its_stdin, 0),
             (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
             (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
         ]
-        self._pid = 0
         try:
             self._pid = os.posix_spawn(command[0], command, os.environ, file_actions=files, setpgroup=0)
         except OSError:
@@ -116,7 +134,8 @@ class _Guardian:
         if self._pid:
             quietly(os.kill, self._pid, signal.SIGKILL)
             quietly(os.waitpid, self._pid, 0)
-        os.close(self._fd)
+        if self._fd:
+            os.close(self._fd)
 
 
 class Ending:

@@ -17,7 +17,7 @@ import sys
 import time
 
 from .restart_policy import RestartPolicy
-from .rpc_lines import LineCutter, LongLine, parsed
+from .rpc_lines import LineCutter, LongLine, is_no_message, parsed
 from .supervised_server import EXIT_CONFIGURATION, RESTART_REQUEST, Ending, SupervisedServer
 from .supervisor_config import SupervisorConfig
 from .supervisor_log import StderrLog
@@ -209,7 +209,8 @@ class Supervisor:
         server, expect = self._server, self._poller.expect
         to_client, to_server = self._client.size, 0 if server is None else server.stdin.size
         self._backlog = bool(to_client or to_server)
-        expect(0, select.POLLIN if to_server < _ENOUGH_BYTES else 0)
+        is_refused = self._session.state is not State.LIVE and to_client >= _ENOUGH_BYTES  # and does not read that
+        expect(0, select.POLLIN if to_server < _ENOUGH_BYTES and not is_refused else 0)
         expect(1, select.POLLOUT if to_client else 0)
         if server is not None:
             expect(server.stdin.fd, select.POLLOUT if to_server else 0)
@@ -316,6 +317,10 @@ class Supervisor:
                 return
             for line in server.lines.feed(chunk):
                 self._server_line(line, now)
+            beginning = server.lines.long_beginning()
+            if beginning is not None and is_no_message(beginning):
+                self._log_stray(beginning)  # a library that prints may never end its line
+                server.lines.drop()
             if len(chunk) < CHUNK_BYTES:
                 return
 
@@ -418,6 +423,7 @@ class Supervisor:
         numbers = [signal.SIGCHLD, signal.SIGINT, signal.SIGTERM]
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it on purpose
             numbers.append(signal.SIGHUP)
+        signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # for the server, too: `stty tostop` must not stop it
         signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
         for number in numbers:
             signal.signal(number, lambda *_: None)
@@ -434,6 +440,7 @@ class Supervisor:
         if number == signal.SIGINT and now > self._interrupted_at + _DELIBERATE_S:
             if self._server is not None:
                 self._server.kill()
+                self._server.dismiss_guardian()
             self._exit_code = 128 + number
             return
         if number == signal.SIGINT:
