@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import random
+import select
 import signal
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -26,6 +28,8 @@ if sys.platform == "win32":
 BUSY_MACHINE_S = 1.0
 QUEUED = 256
 LARGE = 5_000_000
+MUCH_BYTES = 40_000_000
+STALLED_S = 2.0
 LEAK_S = 60.0
 """Until a leak is noticed: the server looks every few seconds, and not at once."""
 both_eras = pytest.mark.parametrize("era", ERAS)
@@ -240,6 +244,36 @@ def test_what_is_no_message_never_reaches_the_client(start: Callable[..., Superv
     for text in ("printed by an import", "and half a line", "plain text", '{"no": "message"}', "[1, 2]", "xxxxxxxx"):
         supervised.logged(f"printed to stdout: {text}")
     assert supervised.leave() == 0  # which looks for stray lines
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of another process's memory")
+def test_a_line_without_an_end_is_not_kept(start: Callable[..., Supervised]) -> None:  # R18
+    supervised = start(era=MODERN)
+    supervised.call("endless", "print_a_long_line", megabytes=200)
+    assert supervised.text("endless") == "printed"
+    supervised.logged("printed to stdout: xxxxxxxx")
+    assert supervised.works()
+    status = Path(f"/proc/{supervised.pid}/status").read_text()
+    assert int(status.partition("VmHWM:")[2].split()[0]) < 100_000  # kB
+    assert supervised.leave() == 0
+
+
+def test_who_reads_no_refusal_is_not_read_either(start: Callable[..., Supervised]) -> None:  # R17, R29
+    read_end, write_end = os.pipe()
+    supervised = start("exit-1", {"WATCHDOG_MAX_RESTARTS": 0}, stdout=write_end)
+    os.close(write_end)
+    supervised.logged("the server is given up")
+    stdin = supervised.process.stdin.fileno()
+    os.set_blocking(stdin, False)
+    calls = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{}}\n' * 1000
+    taken = 0
+    while select.select([], [stdin], [], STALLED_S)[1]:
+        taken += os.write(stdin, calls)
+        assert taken < MUCH_BYTES
+    while not select.select([], [stdin], [], 0)[1]:
+        assert os.read(read_end, 65_536)
+    os.close(read_end)
+    supervised.process.exit_code(within_s=3)
 
 
 @both_eras

@@ -33,7 +33,8 @@ def end(server: SupervisedServer) -> None:
 def test_a_start_that_fails_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch, left: int) -> None:
     """The pipes come first, and the guardian's last."""
     before = open_descriptors()
-    pipes, pipe = [], os.pipe
+    pipes: list[tuple[int, int]] = []
+    pipe = os.pipe
 
     def few_pipes() -> tuple[int, int]:
         if len(pipes) == left:

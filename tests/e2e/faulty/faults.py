@@ -146,6 +146,15 @@ async def print_rubbish() -> str:
 
 
 @tool()
+async def print_a_long_line(megabytes: int) -> str:
+    """Write to the real stdout a line that has no end for a long time."""
+    for _ in range(megabytes):
+        await anyio.to_thread.run_sync(_write_all, b"x" * 1_000_000)
+    await anyio.to_thread.run_sync(_write_all, b"\n")
+    return "printed"
+
+
+@tool()
 async def say_and_die(text: str) -> str:
     """Write to the real stdout, without a line break, and be killed."""
     await anyio.to_thread.run_sync(_write_all, text.encode())
