@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 from reliability import hang_detection
-from reliability.hang_detection import HANG_FD, HangDetector, descriptor_for_stacks, is_debugged
+from reliability.hang_detection import HangDetector, descriptor_for_stacks, is_debugged
+from reliability.process_contract import HANG_FD
 
 from tests.unit.support import until
 

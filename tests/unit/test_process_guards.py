@@ -19,9 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from reliability.hang_detection import HANG_FD
-from reliability.memory_limit import EXIT_MEMORY
-from reliability.process_guards import RESTART_REQUEST
+from reliability.process_contract import EXIT_MEMORY, HANG_FD, RESTART_REQUEST
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

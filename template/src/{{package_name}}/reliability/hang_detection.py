@@ -15,12 +15,11 @@ import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Final
+
+from .process_contract import HANG_FD
 
 logger = logging.getLogger(__name__)
 
-HANG_FD: Final = "MCP_SUPERVISOR_HANG_FD"
-"""Environment variable: the supervisor's descriptor for the stacks. What arrives there tells a hang from a crash."""
 _BEATS_PER_LIMIT = 10
 _STDERR = 2
 

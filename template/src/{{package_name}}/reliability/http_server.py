@@ -26,10 +26,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from .http_requests import HANG_UP, RequestGate
 from .probes import add_metrics, add_probes
+from .process_contract import EXIT_CONFIGURATION
 from .process_guards import guarded
 from .server import ReliableServer
 from .shutdown import Shutdown, end_process
-from .startup import EXIT_CONFIGURATION
 
 logger = logging.getLogger(__name__)
 

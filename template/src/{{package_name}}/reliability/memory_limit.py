@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import Final
 
 import anyio
 
@@ -18,8 +17,6 @@ from .memory import free_what_can_be_freed
 
 logger = logging.getLogger(__name__)
 
-EXIT_MEMORY: Final = 75
-"""The process asks to be started again (EX_TEMPFAIL: "try again")."""
 _INTERVAL_S = 5.0
 _SETTLE_S = 10.0
 """No restart sooner after the start: a limit that is too low must not look like a crash loop to a supervisor."""

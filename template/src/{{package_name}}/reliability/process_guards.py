@@ -13,15 +13,14 @@ from typing import Any
 import anyio
 from anyio.abc import TaskGroup
 
-from .hang_detection import HANG_FD, HangDetector, descriptor_for_stacks
-from .memory_limit import EXIT_MEMORY, MemoryLimit
+from .hang_detection import HangDetector, descriptor_for_stacks
+from .memory_limit import MemoryLimit
+from .process_contract import EXIT_MEMORY, HANG_FD, RESTART_REQUEST
 from .server import Limits, ReliableServer
 from .shutdown import Shutdown
 
 logger = logging.getLogger(__name__)
 
-RESTART_REQUEST = b"restart\n"
-"""What the supervisor reads beside the stacks of a hang."""
 _ANSWER_S = 10.0
 """A supervisor that has not acted on it by then, when every call in flight has ended, will not."""
 

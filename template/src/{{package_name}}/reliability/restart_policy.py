@@ -58,11 +58,6 @@ class RestartPolicy:
         self._restarts: deque[float] = deque()
         self._doublings = 0
 
-    @property
-    def restarts_in_window(self) -> int:
-        """Restarts that count, at the time of the last death."""
-        return len(self._restarts)
-
     def next_wait_s(self, now: float, *, lived_s: float, asked: bool = False) -> float | None:
         """The server has ended: seconds until the next start, or None to give up.
 

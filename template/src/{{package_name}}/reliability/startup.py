@@ -14,13 +14,11 @@ from .configuration import ConfigurationError, EnvironmentSettings, load_setting
 from .hang_detection import report_crashes
 from .logs import configure_logging
 from .memory import freeze_startup_objects, return_memory_to_system
+from .process_contract import EXIT_CONFIGURATION
 from .shutdown import end_process
 
 SettingsT = TypeVar("SettingsT", bound=EnvironmentSettings)
 logger = logging.getLogger(__name__)
-
-EXIT_CONFIGURATION = 2
-"""The settings are wrong: starting again will not help."""
 
 
 def prepare(name: str, settings_class: type[SettingsT]) -> SettingsT:

@@ -5,17 +5,10 @@ from __future__ import annotations
 import os
 import signal
 
+from .process_contract import EXIT_CONFIGURATION, EXIT_MEMORY, HANG_FD
 from .rpc_lines import LineCutter
 from .supervisor_pipes import Outgoing, new_pipe, quietly
 
-HANG_FD_VARIABLE = "MCP_SUPERVISOR_HANG_FD"
-"""Names the descriptor into which a server writes its stacks before it ends itself because it hangs."""
-EXIT_CONFIGURATION = 2
-"""Of a server: its settings are wrong, starting again will not help."""
-EXIT_MEMORY = 75
-"""Of a server: it wanted to be started anew, because it had become too large."""
-RESTART_REQUEST = b"restart\n"
-"""What a server writes there that has become too large: it is to be ended when nobody waits for it."""
 _GUARDIAN = 'read -r line; sleep 1.8 2>/dev/null || sleep 2; kill -KILL "-$1"'
 """What a POSIX shell and its oldest `sleep` understand."""
 
@@ -48,7 +41,7 @@ class SupervisedServer:
             self.pid = os.posix_spawn(
                 command[0],
                 command,
-                {**os.environ, HANG_FD_VARIABLE: str(its_hang)},
+                {**os.environ, HANG_FD: str(its_hang)},
                 file_actions=[(os.POSIX_SPAWN_DUP2, its_stdin, 0), (os.POSIX_SPAWN_DUP2, its_stdout, 1)],
                 setpgroup=0,
             )

@@ -16,9 +16,10 @@ import signal
 import sys
 import time
 
+from .process_contract import EXIT_CONFIGURATION, RESTART_REQUEST
 from .restart_policy import RestartPolicy
 from .rpc_lines import LineCutter, LongLine, is_no_message, parsed
-from .supervised_server import EXIT_CONFIGURATION, RESTART_REQUEST, Ending, SupervisedServer
+from .supervised_server import Ending, SupervisedServer
 from .supervisor_config import SupervisorConfig
 from .supervisor_log import StderrLog
 from .supervisor_pipes import CHUNK_BYTES, Outgoing, Poller, is_open, make_ready, quietly, read
