@@ -37,10 +37,11 @@ class Server:
 class Sent:
     """A request of the client."""
 
-    def __init__(self, number: int, method: str, now: float) -> None:
+    def __init__(self, number: int, method: str, now: float, *, after_initialized: bool) -> None:
         self.number = number
         self.method = method
         self.waits_since = now
+        self.after_initialized = after_initialized
         self.answers = 0
         self.cancelled = False
         self.reached: list[Server] = []
@@ -140,16 +141,15 @@ class SupervisorSessionMachine(RuleBasedStateMachine):
         assert numbers == sorted(numbers), "out of order"
         assert self.introduces_itself or self.era == "handshake" or server.has_answered, "perhaps it cannot even start"
         if self.agreed and request.method != "initialize":
-            self.knows_the_session(server)
+            self.knows_the_session(server, request)
 
-    def knows_the_session(self, server: Server) -> None:
+    def knows_the_session(self, server: Server, request: Sent) -> None:
         """It was told what the client had told an earlier one, before it got any request of the client's."""
-        if self.lives in (1, self.agreed_in_life):
-            return
-        first = server.seen[0]
-        assert (first["method"], first["params"]) == ("initialize", PARAMS)
         methods = [message.get("method") for message in server.seen]
-        assert ("notifications/initialized" in methods) == self.initialized
+        assert methods.count("notifications/initialized") <= self.initialized
+        assert "notifications/initialized" in methods or not request.after_initialized
+        if self.lives not in (1, self.agreed_in_life):
+            assert (methods[0], server.seen[0]["params"]) == ("initialize", PARAMS)
 
     # ---- the pipes ---------------------------------------------------------------------------------------------------
 
@@ -176,7 +176,7 @@ class SupervisorSessionMachine(RuleBasedStateMachine):
     def ask(self, method: str, params: dict[str, Any]) -> int | str:
         number = len(self.sent)
         request_id: int | str = number if number % 2 else f"id {number}"
-        self.sent[request_id] = Sent(number, method, self.now)
+        self.sent[request_id] = Sent(number, method, self.now, after_initialized=self.initialized)
         meta = {"_meta": META} if self.era == "modern" else {}
         self.client_says({"id": request_id, "method": method, "params": {**params, **meta}})
         return request_id
@@ -203,9 +203,10 @@ class SupervisorSessionMachine(RuleBasedStateMachine):
     def the_client_calls(self, method: str) -> None:
         self.ask(method, {"name": "x"})
 
-    @precondition(lambda self: self.agreed and not self.initialized)
+    @precondition(lambda self: self.era == "handshake" and not self.initialized)
     @rule()
     def the_client_is_initialized(self) -> None:
+        """Perhaps before it has the answer to `initialize`."""
         self.initialized = True
         self.client_says({"method": "notifications/initialized"})
 
