@@ -216,7 +216,7 @@ async def test_r56_the_breaker_opens_and_one_probe_window_later_all_is_well(serv
 
 async def test_r59_a_dead_server_gets_hardly_more_requests_than_callers(server: Server, proxy: FaultProxy) -> None:
     proxy.fault = reset()
-    dependency = api(attempts=3, max_concurrent=10, max_queued=100)
+    dependency = api(attempts=3, max_concurrent=10, max_queued=100, attempt_timeout_s=5)
     failed = 0
 
     async def call() -> None:
@@ -225,7 +225,7 @@ async def test_r59_a_dead_server_gets_hardly_more_requests_than_callers(server: 
             await client.get("items")
         failed += 1
 
-    async with client_of(proxy.port, dependency=dependency, limits=SHORT) as client:
+    async with client_of(proxy.port, dependency=dependency, limits=HttpLimits()) as client:
         async with anyio.create_task_group() as tasks:
             for _ in range(100):
                 tasks.start_soon(call)
