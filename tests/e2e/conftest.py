@@ -114,9 +114,13 @@ def faulty_script(generated: Callable[..., Path], tmp_path_factory: pytest.TempP
     return install(project, project / ".venv")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def helpers(generated: Callable[[str], Path]) -> Iterator[Any]:
-    """Return the module with which a generated project's own tests start its server, of the preset "full"."""
+    """Return the module with which a generated project's own tests start its server, of the preset "full".
+
+    Until the end of the tests' module this process, and whatever it starts, finds the package of that project: no test
+    elsewhere may come upon it.
+    """
     project = generated("full")
     before = os.environ.get("PYTHONPATH")
     sys.path.insert(0, str(project / "tests"))

@@ -29,8 +29,7 @@ TOOLS = (
 def url(console_script: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Serve over HTTP."""
     log = tmp_path_factory.mktemp("http") / "stderr"
-    others = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # of another project
-    environment = {**others, "MY_SERVER_HTTP_PORT": "0"}
+    environment = {**os.environ, "MY_SERVER_HTTP_PORT": "0"}
     with log.open("wb") as stderr, subprocess.Popen([console_script, "http"], env=environment, stderr=stderr) as server:
         try:
             yield wait_for_url(log, server)
