@@ -22,6 +22,8 @@ QUICK = {"WATCHDOG_STABLE_S": 0}
 """Every restart is the first one: the next waits are not longer."""
 LONGEST_S = 30.0
 """For anything that has to happen, on a busy machine."""
+BUSY_MACHINE_S = 1.0
+"""What other work on the machine may add to a limit."""
 FAILED = -32000
 """The code of a supervisor's errors."""
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from tests.e2e.supervised import ERAS, HANDSHAKE, MODERN, Supervised, until
+from tests.e2e.supervised import BUSY_MACHINE_S, ERAS, HANDSHAKE, MODERN, Supervised, until
 from tests.e2e.test_endurance import SEED, garbage
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 if sys.platform == "win32":
     pytest.skip("the supervisor is for POSIX", allow_module_level=True)
 
-BUSY_MACHINE_S = 1.0
 QUEUED = 256
 LARGE = 5_000_000
 MUCH_BYTES = 40_000_000

@@ -20,7 +20,7 @@ import psutil
 import pytest
 from mcp import Client, MCPError, StdioServerParameters
 
-from tests.e2e.supervised import ERAS, FAILED, HANDSHAKE, child_of
+from tests.e2e.supervised import BUSY_MACHINE_S, ERAS, FAILED, HANDSHAKE, child_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +36,6 @@ WORK_S = 0.03
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 0.14
 BETWEEN_KILLS_S = 1.0
 LONGEST_BACKOFF_S = 0.3
-BUSY_MACHINE_S = 1.0
 MEMORY_MB = 20
 SETTINGS = {
     "MY_SERVER_WATCHDOG_MAX_RESTARTS": "1000",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from tests.e2e.supervised import ERAS, HANDSHAKE, MODERN, Supervised, is_gone, until
+from tests.e2e.supervised import BUSY_MACHINE_S, ERAS, HANDSHAKE, MODERN, Supervised, is_gone, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +23,6 @@ GONE_S = 2.0
 """How long anything may outlive its supervisor."""
 IDLE_S = 0.5
 """How long it may take to stop where nothing is left to do."""
-BUSY_MACHINE_S = 1.0
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 both_eras = pytest.mark.parametrize("era", ERAS)
 
@@ -65,13 +64,19 @@ def test_the_end_of_input_waits_for_nobody(start: Callable[..., Supervised], era
     supervised.logged("stopping", reason="the client closed stdin")
 
 
-@pytest.mark.parametrize("plan", ["slow", "never-answers", "exit-1"])
-def test_the_end_of_input_while_there_is_no_server(start: Callable[..., Supervised], plan: str) -> None:  # R30, R31
-    """Its start is not waited for, and none is started again."""
-    supervised = start(f"well {plan}", era=MODERN)
+def between_servers(start: Callable[..., Supervised], plan: str, era: str) -> Supervised:
+    """Kill the first server; the call `waits` waits for the next one, which is on its way."""
+    supervised = start(f"well {plan}", era=era)
     supervised.kill_server()
     supervised.call("waits", "echo", text="x")
     until(lambda: supervised.lives > 1, "the next start")
+    return supervised
+
+
+@pytest.mark.parametrize("plan", ["slow", "never-answers", "exit-1"])
+def test_the_end_of_input_while_there_is_no_server(start: Callable[..., Supervised], plan: str) -> None:  # R30, R31
+    """Its start is not waited for, and none is started again."""
+    supervised = between_servers(start, plan, MODERN)
     left_at = time.monotonic()
     supervised.leave()
     assert time.monotonic() - left_at < IDLE_S + BUSY_MACHINE_S
@@ -154,10 +159,7 @@ def test_a_signal_ends_an_idle_server_at_once(start: Callable[..., Supervised], 
 
 @pytest.mark.parametrize("plan", ["slow", "never-answers", "exit-1"])
 def test_a_signal_while_there_is_no_server(start: Callable[..., Supervised], plan: str) -> None:  # R30, R31
-    supervised = start(f"well {plan}", era=HANDSHAKE)
-    supervised.kill_server()
-    supervised.call("waits", "echo", text="x")
-    until(lambda: supervised.lives > 1, "the next start")
+    supervised = between_servers(start, plan, HANDSHAKE)
     signalled_at = time.monotonic()
     supervised.process.signal(signal.SIGTERM)
     supervised.ends()
