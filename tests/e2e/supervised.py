@@ -38,7 +38,7 @@ def until(condition: Callable[[], Any], what: str, *, within_s: float = LONGEST_
 
 
 def child_of(supervisor: int) -> int | None:
-    """The server of a supervisor, if it has one; its other child only watches over the supervisor itself."""
+    """The server of a supervisor, if it has one; its other child leads the group and watches over the supervisor."""
     for child in children_of(supervisor):
         with suppress(psutil.Error):
             if child.status() != psutil.STATUS_ZOMBIE and "guardian" not in child.cmdline():

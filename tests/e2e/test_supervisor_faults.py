@@ -257,6 +257,15 @@ def test_a_line_without_an_end_is_not_kept(start: Callable[..., Supervised]) -> 
     assert supervised.leave() == 0
 
 
+def test_a_message_without_an_end_ends_the_server(start: Callable[..., Supervised]) -> None:  # R17, R18
+    supervised = start(era=MODERN)
+    supervised.call("endless", "print_a_long_line", begin='{"jsonrpc":"2.0","id":', megabytes=400)
+    assert supervised.error("endless")["kind"] == "outcome_unknown"
+    supervised.logged("the server has ended", reason="it wrote more than 256 MiB without the end of a line")
+    assert supervised.works()
+    assert supervised.leave() == 0
+
+
 def test_who_reads_no_refusal_is_not_read_either(start: Callable[..., Supervised]) -> None:  # R17, R29
     read_end, write_end = os.pipe()
     supervised = start("exit-1", {"WATCHDOG_MAX_RESTARTS": 0}, stdout=write_end)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 
@@ -31,7 +34,7 @@ def end(server: SupervisedServer) -> None:
 
 @pytest.mark.parametrize("left", range(4))
 def test_a_start_that_fails_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch, left: int) -> None:
-    """The pipes come first, and the guardian's last."""
+    """The pipes come first, and the guardian's last: without one the server leads its group itself."""
     before = open_descriptors()
     pipes: list[tuple[int, int]] = []
     pipe = os.pipe
@@ -58,9 +61,46 @@ def test_a_program_that_is_not_there_leaves_nothing_open() -> None:
     assert open_descriptors() == before
 
 
-def test_a_guardian_is_dismissed_once() -> None:
-    before = open_descriptors()
+def test_the_group_is_led_by_who_kills_it_when_the_supervisor_is_gone() -> None:
     server = SupervisedServer(COMMAND, 0.0)
-    server.dismiss_guardian()
+    group = os.getpgid(server.pid)
+    assert group not in (server.pid, os.getpgid(0))
+    assert os.getpgid(group) == group
     end(server)
-    assert open_descriptors() == before
+
+
+def test_a_server_without_a_shell_leads_its_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    spawn = os.posix_spawn
+
+    def no_shell(path: str, *arguments: Any, **settings: Any) -> int:
+        return spawn("/nowhere/sh" if path == "/bin/sh" else path, *arguments, **settings)
+
+    monkeypatch.setattr(os, "posix_spawn", no_shell)
+    server = SupervisedServer(COMMAND, 0.0)
+    assert os.getpgid(server.pid) == server.pid
+    end(server)
+
+
+KILLED_AT_ONCE = """
+import os, signal, sys
+from reliability.supervised_server import SupervisedServer
+spawn = os.posix_spawn
+def spawn_and_die(path, *arguments, **settings):
+    pid = spawn(path, *arguments, **settings)
+    if path != "/bin/sh":
+        os.write(1, b"started\\n")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return pid
+os.posix_spawn = spawn_and_die
+SupervisedServer([sys.executable, "-S", "-c", "import time; time.sleep(60)"], 0.0)
+"""
+
+
+def test_r31_a_server_ends_whose_supervisor_is_killed_in_the_moment_it_starts_it() -> None:
+    """It has inherited the pipe for stderr, which is open for as long as it lives."""
+    environment = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    supervisor = subprocess.run(
+        [sys.executable, "-c", KILLED_AT_ONCE], env=environment, capture_output=True, timeout=20, check=False
+    )
+    assert supervisor.returncode == -signal.SIGKILL
+    assert supervisor.stdout == b"started\n"

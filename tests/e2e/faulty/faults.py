@@ -146,8 +146,9 @@ async def print_rubbish() -> str:
 
 
 @tool()
-async def print_a_long_line(megabytes: int) -> str:
+async def print_a_long_line(megabytes: int, begin: str = "") -> str:
     """Write to the real stdout a line that has no end for a long time."""
+    await anyio.to_thread.run_sync(_write_all, begin.encode())
     for _ in range(megabytes):
         await anyio.to_thread.run_sync(_write_all, b"x" * 1_000_000)
     await anyio.to_thread.run_sync(_write_all, b"\n")

@@ -1,7 +1,8 @@
 """When a server that ended is started again, and when it is left alone (R29, R30).
 
 The wait doubles from death to death, until the server has lived for a stable time. Deaths are counted in a window of
-time beside that: a server that ends again and again is given up. Knows no process and reads no clock.
+time beside that: a server that ends again and again is given up. Only time that servers lived counts, because waits
+longer than the window would let a server end for ever. Knows no process and reads no clock.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ def _share() -> float:
 
 
 class RestartPolicy:
-    """Counts the deaths of one server. Every `now` is a time of the same monotonic clock, in seconds.
+    """Counts the deaths of one server.
 
     Args:
         max_restarts: Restarts within the window; the death after that is the last one. 0: never start again.
-        window_s: Length of the window, in seconds.
+        window_s: Length of the window, in seconds that servers lived.
         stable_s: A server that lived so long has recovered: the next wait is the first one again.
         initial_s: The first wait, a fifth more or less.
         max_s: The longest wait.
@@ -55,21 +56,25 @@ class RestartPolicy:
         self._initial_s = initial_s
         self._max_s = max_s
         self._random = random
+        self._lived_s = 0.0
         self._restarts: deque[float] = deque()
+        """How long servers had lived in all by each restart of the window."""
         self._doublings = 0
 
-    def next_wait_s(self, now: float, *, lived_s: float, asked: bool = False) -> float | None:
-        """The server has ended: seconds until the next start, or None to give up.
+    def next_wait_s(self, *, lived_s: float, asked: bool = False) -> float | None:
+        """The server has ended: seconds until the next start, or None to give up; then the window is empty again.
 
         Args:
-            now: When it ended.
             lived_s: How long it had lived.
             asked: It ended in order to be started anew, and lost nothing: after a stable time that needs no wait.
         """
-        self._forget_before(now - self._window_s)
+        self._lived_s += lived_s
+        while self._restarts and self._restarts[0] <= self._lived_s - self._window_s:
+            self._restarts.popleft()
         if len(self._restarts) >= self._max_restarts:
+            self._restarts.clear()
             return None
-        self._restarts.append(now)
+        self._restarts.append(self._lived_s)
         stable = lived_s >= self._stable_s
         self._doublings = 0 if stable else self._doublings
         if asked and stable:
@@ -77,11 +82,3 @@ class RestartPolicy:
         wait_s = self._initial_s * 2.0 ** min(self._doublings, _MAX_DOUBLINGS)
         self._doublings += 1
         return min(self._max_s, wait_s * (1 - _JITTER + 2 * _JITTER * self._random()))
-
-    def may_try_again_s(self, now: float) -> float:
-        """After giving up: seconds until a person who asks again has the server tried once more."""
-        return max(0.0, self._restarts[-1] + self._window_s - now) if self._restarts else self._window_s
-
-    def _forget_before(self, time: float) -> None:
-        while self._restarts and self._restarts[0] <= time:
-            self._restarts.popleft()

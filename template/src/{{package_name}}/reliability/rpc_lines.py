@@ -143,8 +143,9 @@ class LineCutter:
     """Collects what is read from a pipe into lines, with their line breaks, of any length."""
 
     def __init__(self) -> None:
+        self.size = 0
+        """Bytes of the line that has not ended."""
         self._parts: list[bytes] = []
-        self._size = 0
         self._is_dropping = False
 
     def feed(self, chunk: bytes) -> list[Line]:
@@ -169,11 +170,11 @@ class LineCutter:
 
     def long_beginning(self) -> bytes | None:
         """The first bytes of a line that is long already and has not ended."""
-        return self._parts[0] if self._size > _LONG_BYTES else None
+        return self._parts[0] if self.size > _LONG_BYTES else None
 
     def take(self) -> list[bytes]:
         """The pieces of the line that has not ended; they are forgotten."""
-        parts, self._parts, self._size = self._parts, [], 0
+        parts, self._parts, self.size = self._parts, [], 0
         return parts
 
     def drop(self) -> None:
@@ -186,13 +187,13 @@ class LineCutter:
         return b"".join(self.take())
 
     def _keep(self, part: bytes) -> None:
-        self._size += len(part)
+        self.size += len(part)
         if self._parts and len(self._parts[-1]) < _END_BYTES:  # so that no piece but the last is tiny
             self._parts[-1] += part
         elif part:
             self._parts.append(part)
 
     def _line(self) -> Line:
-        is_long = self._size > _LONG_BYTES
+        is_long = self.size > _LONG_BYTES
         parts = self.take()
         return LongLine(parts) if is_long and len(parts) > 1 else b"".join(parts)

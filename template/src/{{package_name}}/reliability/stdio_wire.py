@@ -13,13 +13,13 @@ import os
 import sys
 import threading
 import time
-from contextlib import suppress
 from typing import NamedTuple
+
+from .client_pipes import expect_client, widen
 
 logger = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 8_192
-_PIPE_BYTES = 1_048_576
 _PAUSE_S = 0.05
 _FIRST_FREE_FD = 3
 
@@ -43,15 +43,11 @@ def claim_wire(name: str) -> Wire:
     Args:
         name: The program's name, for what is said to a person.
     """
-    try:
-        wire = Wire(_private_copy(0), _private_copy(1), os.getppid())
-    except OSError:
-        raise SystemExit(f"{name}: stdin or stdout is closed; a client must keep both open to talk to it.") from None
-    if os.isatty(wire.read_fd):
-        os.write(2, f"{name}: waiting for an MCP client on stdin; Ctrl-C stops it.\n".encode())
+    expect_client(name)
+    wire = Wire(_private_copy(0), _private_copy(1), os.getppid())
     _divert(0, os.open(os.devnull, os.O_RDONLY))
     log_end, write_end = os.pipe()
-    _enlarge(write_end)
+    widen(write_end)  # C code that prints much while it holds the interpreter's lock lets nobody empty the pipe
     _divert(1, write_end)
     threading.Thread(target=_log_output, args=(log_end,), name="stray-output", daemon=True).start()
     # A new object, because the old one may still believe that it writes to a file with a position.
@@ -75,15 +71,6 @@ def _private_copy(fd: int) -> int:
 def _divert(fd: int, target: int) -> None:
     os.dup2(target, fd)
     os.close(target)
-
-
-def _enlarge(fd: int) -> None:
-    """Make room for C code that prints much while it holds the interpreter's lock: nobody can empty the pipe then."""
-    if sys.platform == "linux":
-        import fcntl
-
-        with suppress(OSError):  # the system's limit is lower
-            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
 
 def _log_output(fd: int) -> None:

@@ -9,12 +9,12 @@ from .process_contract import EXIT_CONFIGURATION, EXIT_MEMORY, HANG_FD
 from .rpc_lines import LineCutter
 from .supervisor_pipes import Outgoing, new_pipe, quietly
 
-_GUARDIAN = 'read -r line; sleep 1.8 2>/dev/null || sleep 2; kill -KILL "-$1"'
-"""What a POSIX shell and its oldest `sleep` understand."""
+_GUARDIAN = "trap '' HUP INT TERM; read -r line; sleep 1.8 2>/dev/null || sleep 2; kill -KILL 0"
+"""What a POSIX shell and its oldest `sleep` understand; 0 is the group that it is in itself."""
 
 
 class SupervisedServer:
-    """A process group of its own, and three pipes.
+    """A process in a group that it shares with its guardian, and three pipes.
 
     Args:
         command: The program and its arguments.
@@ -35,7 +35,7 @@ class SupervisedServer:
             os.set_blocking(fd, False)  # noqa: FBT003 - the server reads its end in its event loop
         self.stdin = Outgoing(stdin_fd)
         self.lines = LineCutter()
-        self._guardian: _Guardian | None = None
+        self._guardian = _Guardian()
         try:
             os.set_inheritable(its_hang, True)  # noqa: FBT003
             self.pid = os.posix_spawn(
@@ -43,7 +43,7 @@ class SupervisedServer:
                 command,
                 {**os.environ, HANG_FD: str(its_hang)},
                 file_actions=[(os.POSIX_SPAWN_DUP2, its_stdin, 0), (os.POSIX_SPAWN_DUP2, its_stdout, 1)],
-                setpgroup=0,
+                setpgroup=self._guardian.pid,
             )
         except OSError:
             self.close()
@@ -51,7 +51,7 @@ class SupervisedServer:
         finally:
             for fd in (its_stdin, its_stdout, its_hang):
                 os.close(fd)
-        self._guardian = _Guardian(self.pid)
+        self._group = self._guardian.pid or self.pid
 
     def ended(self) -> int | None:
         """Its exit code, negative for a signal, once; None while it runs."""
@@ -65,17 +65,11 @@ class SupervisedServer:
     def kill(self) -> None:
         """Kill it and everything that it has started and that is still in its group."""
         self.killed = True
-        quietly(os.killpg, self.pid, signal.SIGKILL)
-
-    def dismiss_guardian(self) -> None:
-        """Its group is gone, so that nobody must be killed for it, and perhaps another one for its number."""
-        if self._guardian is not None:
-            self._guardian.dismiss()
-            self._guardian = None
+        quietly(os.killpg, self._group, signal.SIGKILL)
 
     def close(self) -> None:
-        """Close what is left of its pipes."""
-        self.dismiss_guardian()
+        """Close what is left of its pipes, when it has ended."""
+        self._guardian.dismiss()
         self.stdin.close()
         os.close(self.stdout_fd)
         os.close(self.hang_fd)
@@ -94,41 +88,43 @@ def _new_pipes(number: int) -> list[tuple[int, int]]:
 
 
 class _Guardian:
-    """Kills a server's process group two seconds after its supervisor has been killed, which nothing in it can notice.
+    """Leads a server's process group, and kills it two seconds after its supervisor has been killed.
 
-    A shell that waits for the end of its input is the smallest program that can do it; where there is none, or no
-    descriptor is left for it, a server still ends with its own input.
-
-    Args:
-        group: The process group.
+    Nothing in the group can notice that by itself. A shell that waits for the end of its input is the smallest program
+    that can do it. It starts before the server, so that there is never a server without one; where there is no shell,
+    or no descriptor is left for it, a server still ends with its own input.
     """
 
-    def __init__(self, group: int) -> None:
-        self._pid = self._fd = 0
+    def __init__(self) -> None:
+        self.pid = 0
+        """Of the process and of its group; 0: there is none."""
+        self._fd: int | None = None
         try:
             its_stdin, self._fd = os.pipe()
         except OSError:
             return
-        command = ["/bin/sh", "-c", _GUARDIAN, "guardian", str(group)]
+        command = ["/bin/sh", "-c", _GUARDIAN, "guardian"]
         files = [
             (os.POSIX_SPAWN_DUP2, its_stdin, 0),
             (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
             (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
         ]
         try:
-            self._pid = os.posix_spawn(command[0], command, os.environ, file_actions=files, setpgroup=0)
+            self.pid = os.posix_spawn(command[0], command, os.environ, file_actions=files, setpgroup=0)
         except OSError:
             pass
         finally:
             os.close(its_stdin)
 
     def dismiss(self) -> None:
-        """The group is gone."""
-        if self._pid:
-            quietly(os.kill, self._pid, signal.SIGKILL)
-            quietly(os.waitpid, self._pid, 0)
-        if self._fd:
+        """Nobody is left to be killed."""
+        if self.pid:
+            quietly(os.kill, self.pid, signal.SIGKILL)
+            quietly(os.waitpid, self.pid, 0)
+            self.pid = 0
+        if self._fd is not None:
             os.close(self._fd)
+            self._fd = None
 
 
 class Ending:

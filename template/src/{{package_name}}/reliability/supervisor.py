@@ -16,13 +16,14 @@ import signal
 import sys
 import time
 
+from .client_pipes import expect_client, is_open
 from .process_contract import EXIT_CONFIGURATION, RESTART_REQUEST
 from .restart_policy import RestartPolicy
 from .rpc_lines import LineCutter, LongLine, is_no_message, parsed
 from .supervised_server import Ending, SupervisedServer
 from .supervisor_config import SupervisorConfig
 from .supervisor_log import StderrLog
-from .supervisor_pipes import CHUNK_BYTES, Outgoing, Poller, is_open, make_ready, quietly, read
+from .supervisor_pipes import CHUNK_BYTES, Outgoing, Poller, make_ready, quietly, read
 from .supervisor_session import State, SupervisorSession
 
 TYPE_CHECKING = False  # of `typing`, which is not imported: the supervisor is small
@@ -48,6 +49,8 @@ _LAST_WORDS_S = 0.5
 _DELIBERATE_S = 0.5
 """A SIGINT that follows another one sooner is its echo (a terminal and a launcher both send it)."""
 _STRAY_BYTES = 4_096
+_LONGEST_ANSWER_BYTES = 268_435_456
+"""Half an answer must never reach a client, so that each is held until its end is there."""
 _END_OF_INPUT = "the client closed stdin"
 _NEVER = float("inf")
 
@@ -62,13 +65,9 @@ def supervise(name: str, *, prefix: str, command: list[str]) -> NoReturn:
         prefix: How the names of its settings begin.
         command: How to start the server.
     """
-    for fd in (0, 1):
-        if not is_open(fd):
-            raise SystemExit(f"{name}: stdin or stdout is closed; a client must keep both open to talk to it.")
     if not is_open(2):
         os.set_inheritable(os.open(os.devnull, os.O_WRONLY), True)  # noqa: FBT003 - the server writes there too
-    if os.isatty(0):
-        os.write(2, f"{name}: waiting for an MCP client on stdin; Ctrl-C stops it.\n".encode())
+    expect_client(name)
     config = SupervisorConfig.from_environment(prefix, os.environ)
     code = Supervisor(command, config).run()
     os._exit(code)  # nothing is left to clean up, and an exit of the interpreter takes time
@@ -307,9 +306,9 @@ class Supervisor:
 
     def _read_server(self, now: float) -> None:
         server = self._server
+        if server is None:
+            return
         for _ in range(_CHUNKS_AT_ONCE):
-            if server is None:
-                return
             chunk = read(server.stdout_fd)
             if chunk is None:
                 return
@@ -318,12 +317,19 @@ class Supervisor:
                 return
             for line in server.lines.feed(chunk):
                 self._server_line(line, now)
-            beginning = server.lines.long_beginning()
-            if beginning is not None and is_no_message(beginning):
-                self._log_stray(beginning)  # a library that prints may never end its line
-                server.lines.drop()
+            self._look_at_begun_line(server.lines)
             if len(chunk) < CHUNK_BYTES:
                 return
+
+    def _look_at_begun_line(self, lines: LineCutter) -> None:
+        """A library that prints may never end its line; what looks like a message has time until it is enormous."""
+        beginning = lines.long_beginning()
+        if beginning is not None and is_no_message(beginning):
+            self._log_stray(beginning)
+            lines.drop()
+        elif lines.size > _LONGEST_ANSWER_BYTES:
+            lines.drop()
+            self._session.condemn(f"it wrote more than {_LONGEST_ANSWER_BYTES >> 20} MiB without the end of a line")
 
     def _server_line(self, line: Line, now: float) -> None:
         if not self._session.server_line(line, now):
@@ -400,9 +406,9 @@ class Supervisor:
             self._give_up(now, "The server cannot start: its settings are wrong, see its log.", EXIT_CONFIGURATION)
         elif self._session.fatal is not None:
             self._give_up(now, f"The server is not the one that it was: {self._session.fatal}.", 1)
-        elif (wait_s := self._policy.next_wait_s(now, lived_s=lived_s, asked=cause == "memory")) is None:
+        elif (wait_s := self._policy.next_wait_s(lived_s=lived_s, asked=cause == "memory")) is None:
             why = f"The server ends again and again, the last time with {text}; see its log."
-            self._give_up(now, why, 1, try_again_s=self._policy.may_try_again_s(now))
+            self._give_up(now, why, 1, try_again_s=self._config.window_s)
         else:
             self._start_at = now + wait_s
             self._due_changed = True
@@ -441,7 +447,6 @@ class Supervisor:
         if number == signal.SIGINT and now > self._interrupted_at + _DELIBERATE_S:
             if self._server is not None:
                 self._server.kill()
-                self._server.dismiss_guardian()
             self._exit_code = 128 + number
             return
         if number == signal.SIGINT:

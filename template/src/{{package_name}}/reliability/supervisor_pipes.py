@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import select
 import stat
-import sys
 from collections import deque
+
+from .client_pipes import widen
 
 TYPE_CHECKING = False  # of `typing`, which is not imported: the supervisor is small
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from .rpc_lines import Line
 
 CHUNK_BYTES = 65_536
-_PIPE_BYTES = 1_048_576
 _PIECES_AT_ONCE = 64
 _LONGEST_WAIT_MS = 60_000
 """The system takes no time of weeks, and a loop that wakes up once a minute costs nothing."""
@@ -154,7 +153,7 @@ def read(fd: int) -> bytes | None:
 def new_pipe() -> tuple[int, int]:
     """A wide pipe: its reading end and its writing end."""
     read_end, write_end = os.pipe()
-    _widen(write_end)
+    widen(write_end)
     return read_end, write_end
 
 
@@ -163,16 +162,7 @@ def make_ready(fd: int) -> None:
     mode = os.fstat(fd).st_mode
     if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
         os.set_blocking(fd, False)  # noqa: FBT003
-        _widen(fd)
-
-
-def is_open(fd: int) -> bool:
-    """Whether a descriptor is there."""
-    try:
-        os.fstat(fd)
-    except OSError:
-        return False
-    return True
+        widen(fd)
 
 
 def quietly(function: Callable[..., object], *arguments: object) -> None:
@@ -181,8 +171,3 @@ def quietly(function: Callable[..., object], *arguments: object) -> None:
         function(*arguments)
     except OSError:
         return
-
-
-def _widen(fd: int) -> None:
-    if sys.platform == "linux":
-        quietly(fcntl.fcntl, fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)

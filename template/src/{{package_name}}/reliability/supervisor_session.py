@@ -279,10 +279,10 @@ class SupervisorSession:
         if agreed is None:
             self._go_live(now)  # any answer shows that it lives
         elif not isinstance(result, dict):
-            self._condemn(f"it refused its first request: {str(answer.get('error'))[:200]}")
+            self.condemn(f"it refused its first request: {str(answer.get('error'))[:200]}")
         elif (version := result.get("protocolVersion")) != agreed.get("protocolVersion"):
             self.fatal = f"it speaks protocol version {version} now, and the client {agreed.get('protocolVersion')}"
-            self._condemn(self.fatal)
+            self.condemn(self.fatal)
         else:
             self._restore(result.get("capabilities"), agreed.get("capabilities"))
             self._go_live(now)
@@ -332,6 +332,11 @@ class SupervisorSession:
                 self._abandoned.add(request_id)
         for request_id in self._abandoned:
             self._in_flight.pop(request_id, None)
+
+    def condemn(self, why: str) -> None:
+        """The present server is of no use any more: it must be ended."""
+        self.condemned = why
+        self.due_changed = True
 
     def server_ended(self, now: float, why: str, *, unsent: Iterable[Line] = ()) -> None:
         """The present server has ended, and everything that it had written has been seen.
@@ -408,7 +413,7 @@ class SupervisorSession:
         if self.condemned is not None:
             return
         if self._is_unresponsive(now):
-            self._condemn(f"it did not answer its first request within {self._start_timeout_s:g} s")
+            self.condemn(f"it did not answer its first request within {self._start_timeout_s:g} s")
         elif self.state is State.LIVE and self._may_be_asked():
             self._look_for_silence(now, may_ask=may_ask)
 
@@ -428,7 +433,7 @@ class SupervisorSession:
             self._asked_at = now
             self._tell(self._memory.sign_of_life())
         else:
-            self._condemn(f"hung: it has been silent for {now - self._heard_at:.0f} s")
+            self.condemn(f"hung: it has been silent for {now - self._heard_at:.0f} s")
 
     def _silent_until(self) -> float:
         """When the next question is due, or the verdict: each gives half as long for an answer, from its own time on.
@@ -442,10 +447,6 @@ class SupervisorSession:
         return self._silence_s > 0 and self._memory.era_is_known and not self._opening
 
     # ---- helpers ---------------------------------------------------------------------------------------------------
-
-    def _condemn(self, why: str) -> None:
-        self.condemned = why
-        self.due_changed = True
 
     def _new_id(self) -> str:
         self._issued += 1
