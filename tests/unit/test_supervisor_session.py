@@ -319,6 +319,35 @@ def test_a_call_that_outlasts_the_wait_for_a_restart_is_answered_once() -> None:
     assert [message.get("id") for message in world.to_client()] == [2, None]
 
 
+def test_r33_an_introduction_that_a_restart_comes_before_is_asked_again() -> None:
+    world = World()
+    world.session.server_started(0.0)
+    world.client("initialize", 0, protocolVersion=VERSION)
+    world.session.drain(0.0)
+    world.session.end_drain()
+    world.server(0, error={"code": FAILED, "message": "Connection closed"})
+    assert world.to_client() == []
+    world.to_server()
+    world.session.server_ended(0.0, "it had become too large")
+    world.session.server_started(0.0)
+    assert methods(world.to_server()) == ["initialize"]
+
+
+def test_r26_an_unsent_answer_that_has_the_number_of_a_call_is_no_unsent_call() -> None:
+    world = World()
+    world.handshake()
+    world.client("tools/call", 1)
+    world.to_server()
+    world.server(1, method="elicitation/create", params={})
+    (question,) = world.to_client()
+    answer = json.dumps({"jsonrpc": "2.0", "id": question["id"], "result": {}}).encode() + b"\n"
+    world.session.client_line(answer, 0.0)
+    unsent, world.session.to_server = world.session.to_server, []
+    world.session.server_ended(0.0, "SIGKILL", unsent=unsent)
+    (answered,) = [message for message in world.to_client() if message.get("id") == 1]
+    assert answered["error"]["data"]["kind"] == "outcome_unknown"
+
+
 def test_a_stream_that_never_ends_does_not_delay_a_restart() -> None:
     world = World()
     world.session.server_started(0.0)

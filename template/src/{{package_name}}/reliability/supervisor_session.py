@@ -325,11 +325,13 @@ class SupervisorSession:
         return self.state is State.DRAINING and (not busy or now >= self._drain_until)
 
     def end_drain(self) -> None:
-        """The present server is drained and about to be ended: what it has not answered is answered here, not by it."""
+        """The present server is drained and about to be ended: what it has not answered is not answered by it."""
         for request_id, method in self._in_flight.items():
-            if method != _ENDLESS and request_id not in self._opening:
+            if method == _ENDLESS:
+                continue
+            self._abandoned.add(request_id)
+            if request_id not in self._opening:  # which the next server answers
                 self._answer_unknown(request_id, method, "it had to be restarted")
-                self._abandoned.add(request_id)
         for request_id in self._abandoned:
             self._in_flight.pop(request_id, None)
 
@@ -363,9 +365,9 @@ class SupervisorSession:
 
     def _saved(self, line: Line, now: float) -> Waiting | None:
         """What must not be answered for the dead: an unsent request, which the next server can have."""
-        _, request_id, method = glance(line)
-        if request_id is None or request_id not in self._in_flight or request_id in self._opening:
-            return None
+        kind, request_id, method = glance(line)
+        if kind is not _REQUEST or request_id not in self._in_flight or request_id in self._opening:
+            return None  # an answer may have the number of a request
         self._settle(request_id)
         return Waiting(line, request_id, method, now + self._queue_timeout_s)
 
