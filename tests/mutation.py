@@ -1,16 +1,18 @@
 """How many deliberate mistakes in the reliability core do its tests notice? `python3 tests/mutation.py [MODULE ...]`.
 
 Runs mutmut over a copy in a temporary directory, without arguments over every module below (about an hour and a half
-on two cores), and lists the mutants that survived. Needs mutmut beside the `test` extra.
+on two cores), and shows the mutants that survived. Needs mutmut beside the `test` extra.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,7 +45,7 @@ TESTS = {
     "supervisor_session": ["supervisor_session*"],
     "session_memory": ["supervisor_session*"],
     "server_questions": ["supervisor_session*"],
-    "waiting_lines": ["supervisor_session*"],
+    "waiting_lines": ["waiting_lines", "supervisor_session"],
 }
 """The tests in `tests/unit` that are run for each module."""
 
@@ -83,8 +85,18 @@ pythonpath = ["."]
 """
     )
     print(f"== {module}", flush=True)
-    subprocess.run([sys.executable, "-m", "mutmut", "run"], cwd=directory, check=False)
-    subprocess.run([sys.executable, "-m", "mutmut", "results"], cwd=directory, check=False)
+    mutmut = partial(run_mutmut, directory)
+    mutmut("run")
+    results = mutmut("results", stdout=subprocess.PIPE).stdout
+    for name in re.findall(r"(\S+): survived", results):
+        mutmut("show", name)
+
+
+def run_mutmut(directory: Path, *arguments: str, stdout: int | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command of mutmut."""
+    return subprocess.run(
+        [sys.executable, "-m", "mutmut", *arguments], cwd=directory, stdout=stdout, text=True, check=False
+    )
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from reliability.rpc_lines import (
     Kind,
@@ -124,6 +124,7 @@ def test_what_is_no_message_is_told(line: bytes) -> None:
 def test_a_line_of_megabytes_is_told_by_its_head_without_being_read() -> None:
     line = b'{"jsonrpc":"2.0","id":7,"result":{"not json' + b"x" * 5_000_000 + b"}\n"
     assert glance(line) == (Kind.RESPONSE, 7, None)
+    assert glance(line[:-1] + b"\r\n") == (Kind.RESPONSE, 7, None)
 
 
 def test_a_line_of_megabytes_is_told_by_its_tail_where_the_id_stands_there() -> None:
@@ -175,6 +176,34 @@ def test_lines_are_the_same_in_whatever_pieces_they_come(lines: list[bytes], res
     assert found == [line + b"\n" for line in lines]
     assert cutter.rest() == rest
     assert cutter.rest() == b""
+
+
+TEXT = b"".join(b"%d," % number for number in range(60_000))
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.integers(0, 300_000), min_size=1, max_size=3),
+    st.lists(st.integers(500, 70_000), min_size=1, max_size=20),
+)
+def test_long_lines_hold_what_came_and_show_their_ends(lengths: list[int], sizes: list[int]) -> None:
+    *lines, rest = [TEXT[:length] for length in lengths]
+    stream = b"\n".join([*lines, rest])
+    cutter, found = LineCutter(), []
+    turns = itertools.cycle(sizes)
+    while stream:
+        size = next(turns)
+        found += cutter.feed(stream[:size])
+        stream = stream[size:]
+    assert cutter.size == len(rest)
+    assert cutter.rest() == rest
+    assert cutter.size == 0
+    for line, wanted in zip(found, lines, strict=True):
+        if isinstance(line, LongLine):
+            assert b"".join(line.pieces) == wanted + b"\n"
+            assert line.ends() == wanted[:2_048] + wanted[-2_047:] + b"\n"
+        assert len(line) == len(wanted) + 1
+        assert isinstance(line, LongLine) == (len(line) > 131_072)
 
 
 def test_a_long_line_is_not_joined() -> None:
