@@ -43,11 +43,19 @@ TESTS = {
     "restart_policy": ["restart_policy"],
     "rpc_lines": ["rpc_lines"],
     "supervisor_session": ["supervisor_session*"],
-    "session_memory": ["supervisor_session*"],
+    "session_memory": ["session_memory", "supervisor_session"],
     "server_questions": ["supervisor_session*"],
     "waiting_lines": ["waiting_lines", "supervisor_session"],
 }
 """The tests in `tests/unit` that are run for each module."""
+
+CONFTEST = """
+from hypothesis import Phase, settings
+
+settings.register_profile("mutation", phases=[Phase.explicit, Phase.generate], database=None)
+settings.load_profile("mutation")
+"""
+"""The first example that fails is enough: making it small would take longer than everything else."""
 
 
 def main(modules: list[str]) -> int:
@@ -67,7 +75,7 @@ def mutate(module: str, directory: Path) -> None:
     ignore = shutil.ignore_patterns("__pycache__", ".*_cache")
     shutil.copytree(PACKAGE, directory / "reliability", ignore=ignore)
     shutil.copytree(ROOT / "tests" / "unit", directory / "tests" / "unit", ignore=ignore)
-    (directory / "tests" / "conftest.py").write_text("")  # ours looks for the template
+    (directory / "tests" / "conftest.py").write_text(CONFTEST)  # ours looks for the template
     unit = directory / "tests" / "unit"
     files = sorted({str(p.relative_to(directory)) for name in TESTS[module] for p in unit.glob(f"test_{name}.py")})
     (directory / "pyproject.toml").write_text(
