@@ -44,7 +44,7 @@ TESTS = {
     "rpc_lines": ["rpc_lines"],
     "supervisor_session": ["supervisor_session*"],
     "session_memory": ["session_memory", "supervisor_session"],
-    "server_questions": ["supervisor_session*"],
+    "server_questions": ["server_questions", "supervisor_session"],
     "waiting_lines": ["waiting_lines", "supervisor_session"],
 }
 """The tests in `tests/unit` that are run for each module."""
