@@ -97,7 +97,7 @@ def test_r22_other_capabilities_are_logged() -> None:
     world.replay()
     assert world.log == []
     world.replay(capabilities={})
-    assert [level for level, _ in world.log] == ["warning"]
+    assert world.log == [("warning", "the capabilities are not those that the client knows")]
 
 
 @pytest.mark.parametrize("initialized", [True, False])
@@ -378,3 +378,172 @@ def test_a_long_answer_passes_in_its_pieces() -> None:
     assert world.session.server_line(line, 0.0)
     assert world.session.to_client == [line]
     assert world.session.calls_in_flight == 0
+
+
+def call(request_id: int, method: str = "tools/call") -> bytes:
+    return json.dumps({"jsonrpc": "2.0", "id": request_id, "method": method, "params": {}}).encode() + b"\n"
+
+
+def refusals(world: World) -> list[tuple[Any, str, bool]]:
+    found = [(answer["id"], answer["error"]) for answer in world.to_client()]
+    return [(request_id, error["message"], error["data"]["retryable"]) for request_id, error in found]
+
+
+def test_r29_who_waits_is_told_why_the_server_is_given_up_and_whether_to_ask_again() -> None:
+    world = World()
+    world.handshake()
+    world.session.server_ended(0.0, "SIGSEGV")
+    world.client("tools/call", 1)
+    world.session.give_up(10.0, "It ends again and again.", try_again_s=60.0)
+    world.session.client_line(call(2), 69.9)
+    assert refusals(world) == [(1, "It ends again and again.", True), (2, "It ends again and again.", True)]
+    world.session.client_line(call(3), 70.0)
+    assert world.session.state is State.DOWN
+    assert refusals(world) == []
+
+
+def test_r30_after_a_deliberate_stop_nobody_is_told_to_ask_again() -> None:
+    world = World()
+    world.handshake()
+    world.session.server_ended(0.0, "SIGKILL")
+    world.client("tools/call", 1)
+    world.session.give_up(0.0, "It is being stopped.", try_again_s=None)
+    world.session.client_line(call(2), 1e9)
+    assert refusals(world) == [(1, "It is being stopped.", False), (2, "It is being stopped.", False)]
+
+
+def test_r26_who_had_asked_a_server_that_is_given_up_is_told_of_its_end() -> None:
+    world = World()
+    world.handshake()
+    world.client("tools/call", 1)
+    world.to_server()
+    world.server(5, method="elicitation/create", params={})
+    world.to_client()
+    world.session.give_up(0.0, "exit code 3", try_again_s=None)
+    answer, withdrawn = world.to_client()
+    assert "exit code 3" in answer["error"]["message"]
+    assert withdrawn["params"] == {"requestId": 5, "reason": "The server ended: exit code 3."}
+
+
+def test_r27_an_unsent_call_waits_for_the_next_server_and_can_be_cancelled() -> None:
+    world = World()
+    world.handshake()
+    for number in (1, 2):
+        world.client("tools/call", number)
+    unsent, world.session.to_server = world.session.to_server, []
+    world.session.server_ended(100.0, "SIGKILL", unsent=unsent)
+    assert world.to_client() == []
+    world.client("notifications/cancelled", requestId=1)
+    world.session.tick(129.9)
+    assert world.session.wait_s(129.9) == pytest.approx(0.1)
+    world.session.server_started(129.9)
+    (question,) = world.to_server()
+    world.server(question["id"], now=129.9, result={"protocolVersion": VERSION, "capabilities": CAPABILITIES})
+    assert [message.get("id") for message in world.to_server()] == [None, 2]
+    world.session.server_ended(129.9, "SIGKILL")
+    assert [message["id"] for message in world.to_client() if "id" in message] == [2]  # it has been given to one
+
+
+def test_r27_what_has_waited_too_long_for_a_server_does_not_reach_it() -> None:
+    world = World()
+    world.handshake()
+    world.session.server_ended(0.0, "SIGKILL")
+    world.session.client_line(call(1), 0.0)
+    world.session.client_line(call(2), 0.1)
+    world.session.server_started(30.0)
+    (question,) = world.to_server()
+    world.server(question["id"], now=30.0, result={"protocolVersion": VERSION, "capabilities": CAPABILITIES})
+    assert [message.get("id") for message in world.to_server()] == [None, 2]
+    assert [answer["id"] for answer in world.to_client() if "id" in answer] == [1]
+
+
+def test_what_a_client_tells_a_server_that_is_being_drained_waits_unless_it_is_about_its_calls() -> None:
+    world = World()
+    world.handshake()
+    world.client("tools/call", 1)
+    world.to_server()
+    world.session.drain(0.0)
+    for method in ("notifications/progress", "notifications/roots/list_changed", "notifications/cancelled"):
+        world.client(method, requestId=7)
+    assert methods(world.to_server()) == ["notifications/progress", "notifications/cancelled"]
+    world.server(1)
+    world.replay()
+    assert methods(world.to_server()) == ["notifications/initialized", "notifications/roots/list_changed"]
+
+
+def test_a_notification_waits_for_a_server_no_longer_than_a_call() -> None:
+    world = World()
+    world.handshake()
+    world.session.server_ended(0.0, "SIGKILL")
+    world.client("notifications/roots/list_changed")
+    assert world.session.wait_s(0.0) == 30.0
+    world.session.tick(30.0)
+    assert world.session.wait_s(30.0) is None
+    world.session.server_started(30.0)
+    assert methods(world.to_server()) == ["initialize"]
+
+
+def test_a_call_that_is_cancelled_while_its_server_dies_is_not_answered() -> None:
+    world = World()
+    world.handshake()
+    world.client("tools/call", 1)
+    world.client("notifications/cancelled", requestId=1)
+    world.session.server_ended(0.0, "SIGKILL")
+    assert world.to_client() == []
+
+
+@pytest.mark.parametrize("state", ["unknown era", "down", "draining", "live"])
+def test_r17_a_long_line_passes_in_pieces_where_its_end_changes_nothing(state: str) -> None:
+    world = World()
+    if state == "unknown era":
+        world.session.server_started(0.0)
+    else:
+        world.handshake()
+    if state == "down":
+        world.session.server_ended(0.0, "SIGKILL")
+    if state == "draining":
+        world.client("tools/call", 9)
+        world.to_server()
+        world.session.drain(0.0)
+    begun = call(1)[:-5] + b"x" * 1000
+    assert world.session.lets_pass(begun) == (state == "live")
+    assert world.session.lets_pass(call(2, "resources/subscribe")[:-5]) is False
+    assert world.session.lets_pass(b"rubbish") == (state == "live")
+    world.session.server_ended(0.0, "SIGKILL")
+    told = [answer["id"] for answer in world.to_client() if "id" in answer]
+    assert told == {"live": [1], "draining": [9]}.get(state, [])
+
+
+def test_a_drain_ends_when_its_time_is_over() -> None:
+    world = World()
+    world.handshake()
+    world.client("tools/call", 1)
+    world.session.drain(100.0)
+    assert world.session.wait_s(110.0) == 15.0
+    assert not world.session.is_drained(124.9)
+    assert world.session.is_drained(125.0)
+    assert world.session.wait_s(125.0) is None
+
+
+def test_r33_a_server_that_is_told_of_its_clients_has_the_time_of_a_start() -> None:
+    world = World()
+    world.handshake()
+    world.session.server_ended(100.0, "SIGKILL")
+    world.session.server_started(100.0)
+    assert world.session.wait_s(130.0) == 30.0
+    world.session.tick(159.9)
+    assert world.session.condemned is None
+    world.session.tick(160.0)
+    assert world.session.condemned == "it did not answer its first request within 60 s"
+    assert world.session.wait_s(160.0) is None
+
+
+def test_r22_what_is_wrong_with_a_later_server_is_said() -> None:
+    world = World()
+    world.handshake()
+    world.session.server_ended(0.0, "SIGKILL")
+    world.session.server_started(0.0)
+    world.server(world.to_server()[0]["id"], error={"code": -1, "message": "not today"})
+    assert "not today" in (world.session.condemned or "")
+    world.replay(protocolVersion="2099-01-01")
+    assert world.session.fatal == f"it speaks protocol version 2099-01-01 now, and the client {VERSION}"
