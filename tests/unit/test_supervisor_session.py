@@ -343,6 +343,7 @@ def test_r26_an_unsent_answer_that_has_the_number_of_a_call_is_no_unsent_call() 
     answer = json.dumps({"jsonrpc": "2.0", "id": question["id"], "result": {}}).encode() + b"\n"
     world.session.client_line(answer, 0.0)
     unsent, world.session.to_server = world.session.to_server, []
+    assert unsent == [answer]
     world.session.server_ended(0.0, "SIGKILL", unsent=unsent)
     (answered,) = [message for message in world.to_client() if message.get("id") == 1]
     assert answered["error"]["data"]["kind"] == "outcome_unknown"
