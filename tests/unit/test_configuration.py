@@ -248,3 +248,61 @@ def test_lower_case_variables_are_settings_too(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("my_server_max_calls", "7")
     assert load_settings(Settings).max_calls == 7
     assert unknown_variables(Settings) == {}
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+@pytest.mark.parametrize("name", ["API_KEY", "OTHER_KEY", "TOKEN"])
+def test_a_secret_may_be_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, end: str) -> None:
+    (tmp_path / "secret").write_bytes(f"hunter2-hunter2{end}".encode())
+    monkeypatch.setenv(f"MY_SERVER_{name}_FILE", str(tmp_path / "secret"))
+    monkeypatch.setenv(f"MY_SERVER_{name}", "")
+    secret = getattr(load_settings(Settings), name.lower())
+    assert secret.get_secret_value() == "hunter2-hunter2"
+    assert unknown_variables(Settings) == {}
+
+
+def test_what_is_wrong_in_a_file_is_not_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("mysql://me:hunter2@host/x\n")
+    assert complaints(monkeypatch, DATABASE_URL_FILE=str(tmp_path / "secret")) == [
+        "MY_SERVER_DATABASE_URL=(hidden) is not valid: it must be like postgresql://user:password@host:5432/database."
+    ]
+
+
+def test_a_secret_is_at_one_place_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert complaints(monkeypatch, TOKEN="a", TOKEN_FILE="b") == [
+        "MY_SERVER_TOKEN and MY_SERVER_TOKEN_FILE are both set: leave one of them out."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (None, "cannot be read: No such file or directory."),
+        (b"\n", "names an empty file."),
+        (b"\xff\xfe", "does not name a file of text."),
+    ],
+)
+def test_a_file_that_holds_no_secret_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes | None, why: str
+) -> None:
+    path = tmp_path / "secret"
+    if content is not None:
+        path.write_bytes(content)
+    assert complaints(monkeypatch, TOKEN_FILE=str(path)) == [f"MY_SERVER_TOKEN_FILE={str(path)!r} {why}"]
+
+
+def test_only_secrets_may_be_in_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MY_SERVER_LOG_LEVEL_FILE", str(tmp_path / "none"))
+    assert load_settings(Settings).log_level == "info"
+    assert "MY_SERVER_LOG_LEVEL_FILE" in unknown_variables(Settings)
+
+
+def test_a_setting_of_that_name_is_not_taken_for_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Other(EnvironmentSettings):
+        env_prefix: ClassVar[str] = "MY_SERVER_"
+
+        key: SecretStr | None = None
+        key_file: str = ""
+
+    monkeypatch.setenv("MY_SERVER_KEY_FILE", "/run/key")
+    assert load_settings(Other).model_dump() == {"key": None, "key_file": "/run/key"}

@@ -10,7 +10,7 @@ import os
 import re
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, SecretStr, ValidationError, ValidationInfo
 
@@ -19,6 +19,9 @@ class EnvironmentSettings(BaseModel):
     """Base of a class of settings: each field is read from the variable of its name, in upper case after the prefix.
 
     Subclasses set `env_prefix`. An empty variable counts as none; lists and mappings may be written as JSON.
+
+    A secret, which is a field of the type `SecretStr`, may be in a file instead, whose path is in the variable with
+    `_FILE` added: an environment is inherited by child processes and shown by `docker inspect`, a file is not.
     """
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False, validate_default=False)
@@ -132,21 +135,62 @@ def load_settings(settings_class: type[SettingsT]) -> SettingsT:
         ConfigurationError: A value is wrong; names the variable, the value and what is allowed.
     """
     try:
-        return settings_class.model_validate(_values(settings_class))
+        return settings_class.model_validate({**_values(settings_class), **_secrets(settings_class)})
     except ValidationError as error:
         found = error.errors(include_url=False)
         lines = [_explain(settings_class, p["loc"], p["input"], p["msg"]) for p in found]
         raise ConfigurationError("\n".join(lines)) from None
 
 
+def _environment() -> dict[str, str]:
+    return {name.upper(): text for name, text in os.environ.items()}
+
+
 def _values(settings_class: type[EnvironmentSettings]) -> dict[str, object]:
     """What the environment says, by the names of the fields."""
-    environment = {name.upper(): text for name, text in os.environ.items()}
+    environment = _environment()
     found: dict[str, object] = {}
     for name in settings_class.model_fields:
         if text := environment.get(settings_class.env_prefix + name.upper()):
             found[name] = _decoded(settings_class, name, text)
     return found
+
+
+def _secrets(settings_class: type[EnvironmentSettings]) -> dict[str, str]:
+    """What the files of secrets say, by the names of the fields."""
+    environment = _environment()
+    found: dict[str, str] = {}
+    for name in _secret_names(settings_class):
+        variable = settings_class.env_prefix + name.upper()
+        if path := environment.get(variable + _FILE):
+            if environment.get(variable):
+                raise ConfigurationError(f"{variable} and {variable}{_FILE} are both set: leave one of them out.")
+            found[name] = _secret(variable + _FILE, path)
+    return found
+
+
+def _secret_names(settings_class: type[EnvironmentSettings]) -> list[str]:
+    """The fields whose values may be in files: all secrets, but no field whose variable is that of another one."""
+    fields = settings_class.model_fields
+    return [name for name, field in fields.items() if _is_secret(field.annotation) and f"{name}_file" not in fields]
+
+
+def _is_secret(annotation: object) -> bool:
+    return annotation is SecretStr or any(map(_is_secret, get_args(annotation)))
+
+
+def _secret(variable: str, path: str) -> str:
+    """The text of a file, without the end of its last line."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read(_MAX_SECRET).rstrip("\r\n")
+    except OSError as error:
+        raise ConfigurationError(f"{variable}={path!r} cannot be read: {error.strerror}.") from None
+    except ValueError:
+        raise ConfigurationError(f"{variable}={path!r} does not name a file of text.") from None
+    if not text:
+        raise ConfigurationError(f"{variable}={path!r} names an empty file.")
+    return text
 
 
 def _decoded(settings_class: type[EnvironmentSettings], name: str, text: str) -> object:
@@ -160,6 +204,7 @@ def unknown_variables(settings_class: type[EnvironmentSettings]) -> dict[str, st
     """Variables that carry the prefix but name no setting, each with the nearest setting: probably a typing error."""
     prefix = settings_class.env_prefix
     known = [name.upper() for name in settings_class.model_fields]
+    known += [name.upper() + _FILE for name in _secret_names(settings_class)]
     names = {variable: variable.upper().removeprefix(prefix) for variable in sorted(os.environ)}
     strange = {v: n for v, n in names.items() if v.upper().startswith(prefix) and n not in known}
     return {variable: _nearest(name, known, prefix) for variable, name in strange.items()}
@@ -194,6 +239,8 @@ def _allowed(schema: dict[str, Any]) -> str:
     return " ".join([kind, " and ".join(bounds)]).strip()
 
 
+_FILE = "_FILE"
+_MAX_SECRET = 65_536
 _VALIDATOR = "Value error, "
 _KINDS = {
     "integer": "a whole number",
