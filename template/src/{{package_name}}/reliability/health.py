@@ -173,7 +173,7 @@ class HealthMonitor:
         return HealthReport(
             status=status,
             live=True,  # whoever can answer this is alive; a stuck process does not answer
-            ready=self._runs > 0 and status is not Status.FAILED and not self.draining,
+            ready=not self.unready_because(),
             name=self.name,
             version=self.version,
             uptime_s=self.uptime_s(),
@@ -187,6 +187,14 @@ class HealthMonitor:
             pools=self._parts.statistics("pool"),
             caches=self._parts.statistics("cache"),
         )
+
+    def unready_because(self) -> str:
+        """Why no calls should be sent here, safe to show; empty while they should."""
+        if self.draining:
+            return "the server is stopping"
+        if not self._runs:
+            return "the server is starting"
+        return "; ".join(f"{found.name}: {found.detail}" for found in self._results if found.status is Status.FAILED)
 
     def uptime_s(self) -> float:
         """Seconds since the process began to serve, by the monotonic clock."""

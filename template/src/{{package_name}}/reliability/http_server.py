@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import anyio
@@ -59,6 +60,7 @@ class HttpOptions:
         max_connections: Open connections; one more gets status 503.
         metrics: Whether Prometheus may read the server's figures at `/metrics`.
         grace_s: Seconds that calls in flight get after SIGTERM or SIGINT.
+        heartbeat_path: File for the heartbeat, for `my-server probe`; none by default.
     """
 
     host: str = "127.0.0.1"
@@ -71,6 +73,7 @@ class HttpOptions:
     max_connections: int = 1_000
     metrics: bool = False
     grace_s: float = 10
+    heartbeat_path: Path | None = None
 
 
 def run_http(server: ReliableServer[Any], options: HttpOptions) -> NoReturn:
@@ -135,7 +138,9 @@ async def _serve(server: ReliableServer[Any], options: HttpOptions, listener: so
     if _is_wildcard(options.host) and not options.allowed_hosts:
         logger.warning("only loopback Host headers are accepted; name others in the setting HTTP_ALLOWED_HOSTS")
     with shutdown.watching():
-        async with guarded(server, shutdown, is_restarted=True) as tasks:
+        async with guarded(
+            server, shutdown, is_restarted=True, heartbeat_path=options.heartbeat_path, address=(options.host, port)
+        ) as tasks:
             tasks.start_soon(stop_when_asked)
             logger.info("listening", extra={"url": f"http://{_bracketed(options.host)}:{port}{PATH}"})
             await http.serve(sockets=[listener])

@@ -28,8 +28,8 @@ def add_probes(server: ReliableServer[Any]) -> None:
         return JSONResponse({"live": True})  # only a process that is alive can say so; no dependency takes part (R13)
 
     async def readyz(request: Request) -> Response:
-        ready = server.health.report().ready
-        return JSONResponse({"ready": ready}, _OK if ready else _UNAVAILABLE)
+        reason = server.health.unready_because()
+        return JSONResponse({"ready": not reason, "reason": reason}, _UNAVAILABLE if reason else _OK)
 
     async def healthz(request: Request) -> Response:
         report = await server.health.fresh_report()

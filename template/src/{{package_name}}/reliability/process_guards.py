@@ -6,8 +6,9 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -31,7 +32,14 @@ def is_supervised() -> bool:
 
 
 @asynccontextmanager
-async def guarded(server: ReliableServer[Any], shutdown: Shutdown, *, is_restarted: bool) -> AsyncIterator[TaskGroup]:
+async def guarded(
+    server: ReliableServer[Any],
+    shutdown: Shutdown,
+    *,
+    is_restarted: bool,
+    heartbeat_path: Path | None = None,
+    address: tuple[str, int] | None = None,
+) -> AsyncIterator[TaskGroup]:
     """A task group for what serves. With it begin, and with the body end, the guards of the process.
 
     Args:
@@ -39,11 +47,19 @@ async def guarded(server: ReliableServer[Any], shutdown: Shutdown, *, is_restart
         shutdown: How they stop the process.
         is_restarted: Whether somebody starts the process again that asks for it. If not, the hard memory limit does not
             apply: a large server is worth more than none.
+        heartbeat_path: File for the heartbeat, which tells others that the server is well; none by default.
+        address: Where the server can be asked over HTTP, for the heartbeat.
     """
     limits = server.limits
     restart = partial(shutdown.request, exit_code=EXIT_MEMORY)
     supervised, descriptor = is_supervised(), descriptor_for_stacks()
-    with HangDetector(limits.hang_timeout_s, descriptor=descriptor).watching():
+    with ExitStack() as beats:
+        beats.enter_context(HangDetector(limits.hang_timeout_s, descriptor=descriptor).watching())
+        if heartbeat_path is not None:
+            from .heartbeat import Heartbeat  # here, because few processes are asked to
+
+            heartbeat = Heartbeat(heartbeat_path, reason=server.health.unready_because, address=address)
+            beats.enter_context(heartbeat.beating())
         async with anyio.create_task_group() as tasks:
             if is_restarted:
                 memory = MemoryLimit(

@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
@@ -50,7 +51,14 @@ _STREAM_METHODS = frozenset({"subscriptions/listen"})
 """Requests that stay open for the whole session; a shutdown does not wait for them."""
 
 
-def run_stdio(server: ReliableServer[Any], wire: Wire, *, max_message_bytes: int, grace_s: float) -> NoReturn:
+def run_stdio(
+    server: ReliableServer[Any],
+    wire: Wire,
+    *,
+    max_message_bytes: int,
+    grace_s: float,
+    heartbeat_path: Path | None = None,
+) -> NoReturn:
     """Serve until the client leaves or the process is told to stop, clean up, and end the process.
 
     Args:
@@ -58,22 +66,28 @@ def run_stdio(server: ReliableServer[Any], wire: Wire, *, max_message_bytes: int
         wire: The protocol's private descriptors.
         max_message_bytes: Longest request that is accepted.
         grace_s: Seconds that calls in flight get after SIGTERM or SIGINT.
+        heartbeat_path: File for the heartbeat; none by default.
     """
+    serve = partial(
+        _serve, server, wire, max_message_bytes=max_message_bytes, grace_s=grace_s, heartbeat_path=heartbeat_path
+    )
     try:
-        exit_code = anyio.run(partial(_serve, server, wire, max_message_bytes=max_message_bytes, grace_s=grace_s))
+        exit_code = anyio.run(serve)
     except Exception:
         logger.exception("the server failed")
         end_process(1)
     end_process(exit_code)
 
 
-async def _serve(server: ReliableServer[Any], wire: Wire, *, max_message_bytes: int, grace_s: float) -> int:
+async def _serve(
+    server: ReliableServer[Any], wire: Wire, *, max_message_bytes: int, grace_s: float, heartbeat_path: Path | None
+) -> int:
     shutdown = Shutdown(grace_s=grace_s, parent_pid=wire.parent_pid)
     outbox = Outbox(wire.write_fd, shutdown)
     inbox = Inbox(wire, outbox, shutdown, max_message_bytes)
     with shutdown.watching():
         inbox.start()
-        async with guarded(server, shutdown, is_restarted=is_supervised()) as tasks:
+        async with guarded(server, shutdown, is_restarted=is_supervised(), heartbeat_path=heartbeat_path) as tasks:
             tasks.start_soon(_drain_when_asked, shutdown, server, inbox, outbox)
             await server.lowlevel.run(inbox, outbox, server.lowlevel.create_initialization_options())
     shutdown.cleaned_up()
