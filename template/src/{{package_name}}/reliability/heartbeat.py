@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 BEAT_S = 2.0
 """Time between two beats; after three without one the server counts as stuck."""
+_UNREADY_BEATS = 10
+"""So many beats in that time while the server is not ready, so that nobody waits longer for it than it takes."""
 
 
 class Heartbeat:
@@ -60,9 +62,11 @@ class Heartbeat:
             self._remove()
 
     def _beat(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._next = loop.call_later(self._beat_s, self._beat, loop)
+        reason = self._reason()
+        pause_s = self._beat_s / _UNREADY_BEATS if reason else self._beat_s
+        self._next = loop.call_later(pause_s, self._beat, loop)
         try:
-            self.write()
+            self.write(reason)
         except OSError as error:
             if str(error) != self._problem:  # not with every beat
                 logger.warning("the heartbeat cannot be written", extra={"error": str(error)})
@@ -70,13 +74,15 @@ class Heartbeat:
         else:
             self._problem = None
 
-    def write(self) -> None:
+    def write(self, reason: str) -> None:
         """One beat.
+
+        Args:
+            reason: Why the server is not ready, if it is not.
 
         Raises:
             OSError: The file cannot be written.
         """
-        reason = self._reason()
         beat = {
             "pid": os.getpid(),
             "monotonic_s": round(self._clock(), 3),

@@ -50,6 +50,7 @@ class RequestGate:
         self._max_request_bytes = max_request_bytes
         self._max_connections = max_connections
         self._connections = connections
+        self._is_closing = False
         self._held_bytes = 0
         self._waiting: set[anyio.CancelScope] = set()
         self._serving: set[anyio.CancelScope] = set()
@@ -64,6 +65,10 @@ class RequestGate:
             await _refusal(405, "Without sessions there are no streams.", {"Allow": "POST"})(scope, receive, send)
         else:
             await self._serve(scope, receive, send)
+
+    def close_connections(self) -> None:
+        """Close every connection with its next answer, which says so: the next request of its client goes elsewhere."""
+        self._is_closing = True
 
     def stop_waiting(self) -> None:
         """End what waits for a client, because the server is about to stop: open streams, and half-sent requests."""
@@ -81,6 +86,8 @@ class RequestGate:
         async def answer(message: Message) -> None:
             nonlocal is_begun
             is_begun = True
+            if self._is_closing and message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", []), (b"connection", b"close")]}
             await send(message)
 
         with anyio.CancelScope() as request:

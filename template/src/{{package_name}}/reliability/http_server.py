@@ -60,6 +60,7 @@ class HttpOptions:
         max_connections: Open connections; one more gets status 503.
         metrics: Whether Prometheus may read the server's figures at `/metrics`.
         grace_s: Seconds that calls in flight get after SIGTERM or SIGINT.
+        delay_s: Seconds before that in which calls are still taken, so that a load balancer notices the end.
         heartbeat_path: File for the heartbeat, for `my-server probe`; none by default.
     """
 
@@ -73,6 +74,7 @@ class HttpOptions:
     max_connections: int = 1_000
     metrics: bool = False
     grace_s: float = 10
+    delay_s: float = 0
     heartbeat_path: Path | None = None
 
 
@@ -125,10 +127,13 @@ async def _serve(server: ReliableServer[Any], options: HttpOptions, listener: so
         timeout_graceful_shutdown=math.ceil(options.grace_s) + _END_S,
     )
     http = _Server(config)
-    shutdown = Shutdown(grace_s=options.grace_s)
+    shutdown = Shutdown(grace_s=options.grace_s, delay_s=options.delay_s)
 
     async def stop_when_asked() -> None:
         await shutdown.requested.wait()
+        server.health.draining = True
+        gate.close_connections()
+        await anyio.sleep(options.delay_s)
         server.drain()
         gate.stop_waiting()
         http.should_exit = True

@@ -43,11 +43,13 @@ class Shutdown:
 
     Args:
         grace_s: Seconds that calls in flight get after a signal.
+        delay_s: Seconds before that in which the server still takes calls, so that others notice that it stops.
         parent_pid: Stop as soon as this process is not our parent any more (right for stdio, wrong for a service).
     """
 
-    def __init__(self, *, grace_s: float, parent_pid: int | None = None) -> None:
+    def __init__(self, *, grace_s: float, delay_s: float = 0, parent_pid: int | None = None) -> None:
         self.grace_s = grace_s
+        self.delay_s = delay_s
         self.reason: str | None = None
         self.exit_code = 0
         self.requested = asyncio.Event()
@@ -78,7 +80,7 @@ class Shutdown:
             self.exit_code = exit_code
             if grace_s is not None:
                 self.grace_s = grace_s
-            self._kill_at = min(self._kill_at, time.monotonic() + self.grace_s + cleanup_s)
+            self._kill_at = min(self._kill_at, time.monotonic() + self.delay_s + self.grace_s + cleanup_s)
         logger.info("stopping", extra={"reason": reason, "grace_s": self.grace_s})
         with suppress(RuntimeError):  # the loop has closed: the end is near anyway
             self._loop.call_soon_threadsafe(self.requested.set)
