@@ -93,6 +93,26 @@ def _token(text: SecretStr) -> SecretStr:
 Token = Annotated[SecretStr, AfterValidator(_token)]
 """A setting that is sent in a header, as proof of who asks."""
 
+_SHORTEST_KEY = 32
+
+
+def _request_state_keys(text: SecretStr) -> SecretStr:
+    keys = split_keys(text)
+    if not keys or any(len(key) < _SHORTEST_KEY for key in keys) or len(set(keys)) < len(keys):
+        raise ValueError(
+            f"it must be one or more different keys of at least {_SHORTEST_KEY} characters, separated by commas"
+        )
+    return text
+
+
+RequestStateKeys = Annotated[SecretStr, AfterValidator(_request_state_keys)]
+"""A setting that is a list of keys, the newest first; see `split_keys`."""
+
+
+def split_keys(text: SecretStr) -> list[str]:
+    """The keys of a setting that has several, so that a new one can be made known before it is used."""
+    return [key.strip() for key in text.get_secret_value().split(",") if key.strip()]
+
 
 def _user_path(path: Path) -> Path:
     if str(path) == ":memory:":
