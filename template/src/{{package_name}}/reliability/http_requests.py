@@ -57,6 +57,8 @@ class RequestGate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
+        if scope.get("path") == f"{self._path}/":  # answered at once: a redirect could lead away from TLS
+            scope["path"] = self._path
         if scope["type"] != "http" or scope["path"] != self._path:
             await self._app(scope, receive, send)
         elif self._connections() > self._max_connections:

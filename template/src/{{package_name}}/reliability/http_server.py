@@ -25,6 +25,8 @@ import uvicorn
 from mcp.server.transport_security import TransportSecuritySettings
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from .configuration import ConfigurationError
+from .entrance import Entrance
 from .http_requests import HANG_UP, RequestGate
 from .probes import add_metrics, add_probes
 from .process_contract import EXIT_CONFIGURATION
@@ -62,6 +64,7 @@ class HttpOptions:
         grace_s: Seconds that calls in flight get after SIGTERM or SIGINT.
         delay_s: Seconds before that in which calls are still taken, so that a load balancer notices the end.
         heartbeat_path: File for the heartbeat, for `my-server probe`; none by default.
+        entrance: Who may call, and how often.
     """
 
     host: str = "127.0.0.1"
@@ -76,12 +79,17 @@ class HttpOptions:
     grace_s: float = 10
     delay_s: float = 0
     heartbeat_path: Path | None = None
+    entrance: Entrance = field(default_factory=Entrance)
 
 
 def run_http(server: ReliableServer[Any], options: HttpOptions) -> NoReturn:
     """Serve until the process is told to stop, clean up, and end the process."""
     try:
+        options.entrance.check(options.host)
         listener = _listen(options.host, options.port)
+    except ConfigurationError as error:
+        logger.error("refused: %s", error)  # noqa: TRY400 - nobody needs the traceback
+        end_process(EXIT_CONFIGURATION)
     except (OSError, OverflowError) as error:
         logger.error("cannot listen: %s", error, extra={"host": options.host, "port": options.port})  # noqa: TRY400
         end_process(EXIT_CONFIGURATION)
@@ -118,12 +126,13 @@ async def _serve(server: ReliableServer[Any], options: HttpOptions, listener: so
         connections=lambda: len(http.server_state.connections),
     )
     config = uvicorn.Config(
-        gate,
+        options.entrance.before(gate),
         http=ImpatientProtocol,
         log_config=None,
         access_log=False,
         server_header=False,
         proxy_headers=False,
+        ws="none",
         timeout_graceful_shutdown=math.ceil(options.grace_s) + _END_S,
     )
     http = _Server(config)

@@ -17,8 +17,15 @@ from starlette.responses import JSONResponse, Response
 from .server import ReliableServer
 
 _OK, _UNAVAILABLE = 200, 503
+_OPEN = ("/livez", "/readyz", "/healthz", "/metrics")
+WELL_KNOWN = "/.well-known/"
 _PROMETHEUS = "text/plain; version=0.0.4"
 """The format that every Prometheus reads."""
+
+
+def is_open(path: str) -> bool:
+    """Whether a path is for everybody: the probes, the figures, and what a client reads before it has a token."""
+    return path in _OPEN or path.startswith(WELL_KNOWN)
 
 
 def add_probes(server: ReliableServer[Any]) -> None:

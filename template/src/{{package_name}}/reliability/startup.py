@@ -50,9 +50,15 @@ def _detach_stdin() -> None:
 
 @contextmanager
 def assembling() -> Iterator[None]:
-    """Around the import and creation of the server: a failure is logged, and ends the process with exit code 1."""
+    """Around the import and creation of the server: a failure is logged, and ends the process.
+
+    The exit code is 2 for what the settings name and what is not as it should be, and 1 for everything else.
+    """
     try:
         yield
+    except ConfigurationError as error:
+        logger.error("refused: %s", error)  # noqa: TRY400 - nobody needs the traceback
+        end_process(EXIT_CONFIGURATION)
     except Exception:
         logger.exception("the server cannot start")
         end_process(1)

@@ -1,0 +1,90 @@
+"""What a request over HTTP passes before it is looked at: who sends it, may that one, and how often (R59, R70)."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from starlette.types import ASGIApp
+
+from .configuration import ConfigurationError
+from .probes import is_open
+from .rate_limit import RateLimit, RateLimitConfig, RateLimited
+from .trusted_proxies import TrustedProxies
+
+logger = logging.getLogger(__name__)
+
+
+class Asking(Protocol):
+    """`Authentication`; projects without it do not have that module."""
+
+    def before(self, app: ASGIApp, limit: RateLimit | None, *, is_open: Callable[[str], bool]) -> ASGIApp:
+        """The application in front of `app`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entrance:
+    """How the server is entered.
+
+    Args:
+        authentication: What a client has to show; None lets everybody in.
+        wanted: The setting that would have made it, where the server is meant to have one.
+        allow_unauthenticated: Whether to serve without it beyond this machine, or where it is `wanted`.
+        rate_limit: How often a client may ask; None for as often as it likes.
+        trusted_proxies: Addresses and ranges whose word on who asks is taken.
+        settings_prefix: What the variables of settings begin with, for texts.
+    """
+
+    authentication: Asking | None = None
+    wanted: str = ""
+    allow_unauthenticated: bool = False
+    rate_limit: RateLimitConfig | None = None
+    trusted_proxies: Sequence[str] = ()
+    settings_prefix: str = ""
+
+    def check(self, host: str) -> None:
+        """Refuse to let everybody in where nobody has said so.
+
+        Raises:
+            ConfigurationError: The server would ask nobody who he is; names the settings.
+        """
+        if self.authentication is not None:
+            return
+        is_local = is_loopback(host)
+        if not self.allow_unauthenticated and (self.wanted or not is_local):
+            raise ConfigurationError(self._refusal(host))
+        if not is_local:
+            logger.warning(
+                "everybody who reaches this address may call: there is no authentication", extra={"host": host}
+            )
+
+    def _refusal(self, host: str) -> str:
+        instead = f"{self.settings_prefix}HTTP_ALLOW_UNAUTHENTICATED=true"
+        if self.wanted:
+            return f"{self.settings_prefix}{self.wanted} is not set: set it, or {instead} to let everybody in."
+        return (
+            f"{self.settings_prefix}HTTP_HOST={host} is reached from other machines, and nobody is asked who he is: "
+            f"set it to 127.0.0.1, or {instead} to let everybody in."
+        )
+
+    def before(self, app: ASGIApp) -> ASGIApp:
+        """The application in front of `app`."""
+        limit = None if self.rate_limit is None else RateLimit(self.rate_limit)
+        if limit is not None:
+            app = RateLimited(app, limit, is_open=is_open)
+        if self.authentication is not None:
+            app = self.authentication.before(app, limit, is_open=is_open)
+        return TrustedProxies(app, self.trusted_proxies) if self.trusted_proxies else app
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches it; so is what cannot be resolved, because nothing can listen there."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError:
+        return True
+    return all(ipaddress.ip_address(address[0]).is_loopback for *_, address in found)
