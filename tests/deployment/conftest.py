@@ -1,15 +1,56 @@
-"""Projects for the tests of what they are deployed with."""
+"""Projects, an engine and an image for the tests of what they are deployed with."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.deployment.docker_engine import docker_engine
+from tests.deployment.stand_ins import provide_python, provide_services, proxies, registry_settings
 from tests.render.conftest import Renderer, copy_template
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
+
+    from tests.deployment.docker_engine import Engine
+
+BUILD_S = 240
+TRIALS = '''\
+"""Tools with which the tests of the containers try the server."""
+
+import time
+
+import anyio
+
+from ..reliability import tool
+
+
+@tool(title="Echo", read_only=True)
+async def echo(text: str) -> str:
+    """Give the text back."""
+    return text
+
+
+@tool(title="Sleep", read_only=True)
+async def sleep(seconds: float) -> str:
+    """Take so long to answer."""
+    await anyio.sleep(seconds)
+    return "slept"
+
+
+@tool(title="Block the event loop")
+async def block_the_loop(seconds: float) -> str:
+    """Do what no tool must do."""
+    time.sleep(seconds)
+    return "blocked"
+'''
+"""Tools which the project of the containers gets beside its own."""
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +59,63 @@ def render(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Renderer:
     template = tmp_path_factory.mktemp("template")
     copy_template(root, template)
     return Renderer(template, tmp_path_factory.mktemp("rendered"))
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """Return the only backend that the servers run on."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[Engine]:
+    """Return a Docker Engine that has the base image."""
+    with docker_engine() as engine:
+        provide_python(engine)
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def services(engine: Engine) -> Engine:
+    """Return the engine when it also has the images of the programs beside the server."""
+    provide_services(engine)
+    return engine
+
+
+@pytest.fixture(scope="session")
+def project(render: Renderer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a project with everything, its lock file, and the tools of the tests; its callers have tokens."""
+    directory = tmp_path_factory.mktemp("containers") / "my-server"
+    render.fresh(directory, preset="full", authentication="token")
+    (directory / "src" / "my_server" / "tools" / "trials.py").write_text(TRIALS)
+    lock(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def image(engine: Engine, project: Path) -> str:
+    """Return the name of its image."""
+    build(engine, project, "my-server:trial")
+    return "my-server:trial"
+
+
+def build(engine: Engine, directory: Path, name: str, *arguments: object) -> str:
+    """Build an image, with the network of this machine, and return its identity."""
+    command = ("build", "--quiet", "--network", "host", *proxies(), *arguments, "--tag", name, directory)
+    return engine(*command, timeout_s=BUILD_S)
+
+
+def lock(directory: Path) -> None:
+    """Make `uv.lock`, as `mcp-scaffold new` does."""
+    uv = shutil.which("uv", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    assert uv is not None
+    done = subprocess.run(
+        [uv, "lock", "--quiet"],
+        cwd=directory,
+        env={**os.environ, **registry_settings()},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=BUILD_S,
+    )
+    assert done.returncode == 0, done.stderr

@@ -17,42 +17,51 @@ _SOURCES = [Path("/etc/apt/sources.list.d/debian.sources"), Path("/etc/apt/sourc
 
 
 def program(name: str, *, package: str) -> Path:
-    """Return the program `name` of a package, from the mirror that this machine uses, cached between runs."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mcp-scaffold-tests"
-    unpacked = cache / f"debian-{RELEASE}-{package}"
-    if not unpacked.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as directory:
-            _unpack(package, Path(directory))
+    """Return the program `name` of a package."""
+    return unpacked(package) / "usr" / "bin" / name
+
+
+def unpacked(*packages: str) -> Path:
+    """Return the directory that holds the files of the packages, from this machine's mirror, cached between runs."""
+    directory = cache() / "-".join(["debian", RELEASE, *packages])
+    if not directory.exists():
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=directory.parent) as scratch:
+            _unpack(packages, Path(scratch))
             try:
-                (Path(directory) / "root").rename(unpacked)  # whole or not at all
+                (Path(scratch) / "root").rename(directory)  # whole or not at all
             except OSError:  # another run was quicker
-                assert unpacked.exists()
-    return unpacked / "usr" / "bin" / name
+                assert directory.exists()
+    return directory
 
 
-def _unpack(package: str, directory: Path) -> None:
-    mirror = _mirror()
-    if mirror is None or not shutil.which("apt-get") or not _KEYS.exists():
-        pytest.skip(f"{package} is not installed, and this is no Debian to take it from")
+def cache() -> Path:
+    """Return the directory for what outlives a run."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mcp-scaffold-tests"
+
+
+def mirror() -> str:
+    """Return the address of Debian's packages that this machine uses; without one the test is skipped."""
+    text = "\n".join(path.read_text() for path in _SOURCES if path.exists())
+    found = re.search(r"^(?:URIs:|deb(?: \[.*?\])?) +(\S+)", text, re.MULTILINE)
+    if found is None or not shutil.which("apt-get") or not _KEYS.exists():
+        pytest.skip("a program that the test needs is not installed, and this is no Debian to take it from")
+    return found[1]
+
+
+def _unpack(packages: tuple[str, ...], directory: Path) -> None:
     for folder in ("lists/partial", "cache/archives/partial"):
         (directory / folder).mkdir(parents=True)
-    (directory / "sources.list").write_text(f"deb [signed-by={_KEYS}] {mirror} {RELEASE} main\n")
+    (directory / "sources.list").write_text(f"deb [signed-by={_KEYS}] {mirror()} {RELEASE} main\n")
     (directory / "apt.conf").write_text(
         f'Dir::Etc::SourceList "{directory}/sources.list"; Dir::Etc::SourceParts "/dev/null";\n'
         f'Dir::State::Lists "{directory}/lists"; Dir::Cache "{directory}/cache"; Dir::State::status "/dev/null";\n'
         'APT::Sandbox::User "root";\n'
     )
-    for command in (["apt-get", "update", "-qq"], ["apt-get", "download", "-qq", package]):
+    for command in (["apt-get", "update", "-qq"], ["apt-get", "download", "-qq", *packages]):
         _run(*command, cwd=directory)
-    (archive,) = directory.glob("*.deb")
-    _run("dpkg-deb", "-x", str(archive), "root", cwd=directory)
-
-
-def _mirror() -> str | None:
-    text = "\n".join(path.read_text() for path in _SOURCES if path.exists())
-    found = re.search(r"^(?:URIs:|deb(?: \[.*?\])?) +(\S+)", text, re.MULTILINE)
-    return found and found[1]
+    for archive in directory.glob("*.deb"):
+        _run("dpkg-deb", "-x", str(archive), "root", cwd=directory)
 
 
 def _run(*command: str, cwd: Path) -> None:
