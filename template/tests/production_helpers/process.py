@@ -75,7 +75,8 @@ def environment(settings: Mapping[str, object]) -> dict[str, str]:
 
 def _own_settings(transport: str, directory: Path) -> dict[str, object]:
     """What keeps the servers of the tests apart, and away from everything that is yours."""
-    port = {"HTTP_PORT": 0} if transport == "http" else {}
+    open_door = {"HTTP_PORT": 0, "HTTP_ALLOW_UNAUTHENTICATED": True, "HTTP_RATE_LIMIT_PER_MINUTE": 0}
+    port = open_door if transport == "http" else {}
     database = {"DATABASE_PATH": directory / "data.db"} if STORAGE == "sqlite" else {}
     return {**port, **database}
 

@@ -35,6 +35,18 @@ CommaSeparated = Annotated[
 ]
 """A setting that is a list: `a.example.com, b.example.com`."""
 
+
+def _one_without_sessions(count: int, others: ValidationInfo) -> int:
+    if count > 1 and os.name != "posix":
+        raise ValueError("there can be only one on this system")
+    if count > 1 and not others.data.get("http_stateless", True):
+        raise ValueError("a session lives in one process: with more than one HTTP_STATELESS must be true")
+    return count
+
+
+Workers = Annotated[int, AfterValidator(_one_without_sessions)]
+"""A setting that is a number of processes; `http_stateless` is declared before it."""
+
 LogLevel = Annotated[
     Literal["debug", "info", "warning", "error"], BeforeValidator(lambda v: v.lower() if isinstance(v, str) else v)
 ]
@@ -64,6 +76,47 @@ def _web_address(text: str) -> str:
 
 WebAddress = Annotated[str, AfterValidator(_web_address)]
 """A setting that is the address of an HTTP service, to which paths are added."""
+
+
+def _secure_address(text: str) -> str:
+    if not re.match(r"https://|http://(localhost|127\.[\d.]+|\[::1\])(:|/|$)", text):
+        raise ValueError("it must begin with https://, or be on this machine")
+    return text
+
+
+SecureAddress = Annotated[WebAddress, AfterValidator(_secure_address)]
+"""A setting that is the address of a service whose answers are believed."""
+
+
+def _address_ranges(texts: list[str]) -> list[str]:
+    import ipaddress  # only where there are any: it would slow every start
+
+    for text in texts:
+        try:
+            ipaddress.ip_network(text)
+        except ValueError:
+            raise ValueError(f"{text!r} is neither an address nor a range of addresses, such as 10.0.0.0/8") from None
+    return texts
+
+
+AddressRanges = Annotated[CommaSeparated, AfterValidator(_address_ranges)]
+"""A setting that is a list of addresses and ranges of addresses."""
+
+
+def _each(pattern: str, described: str) -> AfterValidator:
+    def check(items: list[str]) -> list[str]:
+        if wrong := [item for item in items if not re.fullmatch(pattern, item)]:
+            raise ValueError(f"{wrong[0]!r} is not {described}")
+        return items
+
+    return AfterValidator(check)
+
+
+Scopes = Annotated[CommaSeparated, _each(r"[\x21\x23-\x5b\x5d-\x7e]+", "a scope of OAuth")]
+"""A setting that is a list of scopes."""
+
+Algorithms = Annotated[CommaSeparated, _each(r"[RPE]S(256|384|512)|EdDSA", "signed with a public key, as RS256 is")]
+"""A setting that is a list of algorithms that sign a token."""
 
 
 _POSTGRES_URL = re.compile(

@@ -25,7 +25,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from .allowed_hosts import AllowedHosts
-from .authentication import InvalidToken
+from .authentication import Authentication, InvalidToken
 from .circuit_breaker import CircuitBreakerConfig
 from .deadlines import deadline
 from .dependency import Dependency, DependencyLimits
@@ -345,6 +345,16 @@ def _metadata_urls(issuer: str) -> list[str]:
                 f"{origin}{WELL_KNOWN}openid-configuration{path}",
             ]
         )
+    )
+
+
+def authentication(server: ReliableServer[Any], config: OAuthConfig) -> Authentication:
+    """What a client has to show; the issuer becomes a dependency of the server, and clients are told of it."""
+    add_metadata(server, config)
+    return Authentication(
+        verifier=OAuthTokens(config, server.dependency("issuer", ISSUER_LIMITS)),
+        scopes=config.scopes,
+        metadata_url=metadata_url(config.audience),
     )
 
 

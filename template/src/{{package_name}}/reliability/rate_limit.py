@@ -13,6 +13,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import Self
 
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from mcp.server.auth.provider import principal_components
@@ -41,6 +42,11 @@ class RateLimitConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self)
+
+    @classmethod
+    def of(cls, per_minute: float, *, burst: int) -> Self | None:
+        """As the settings say it, where 0 is no limit."""
+        return cls(per_minute=per_minute, burst=burst) if per_minute else None
 
 
 @dataclass(frozen=True, kw_only=True)
