@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .declarations import tool
-from .health import HealthMonitor, HealthReport
-from .metrics import CallMetrics, CallStatistics
-from .parts import Parts
+from .health import HealthReport
+from .metrics import CallStatistics
 
 HEALTH, METRICS = "health-check", "get-metrics"
 BUILT_IN = frozenset({HEALTH, METRICS})
@@ -25,27 +24,25 @@ class Metrics:
     """`DependencyStatistics`; a group of dependencies gives one for each member."""
     pools: list[Any]
     caches: list[Any]
+    workers: list[int] = field(default_factory=list)
+    """Where the service is several processes, the numbers of those that these figures are of."""
+    missing_workers: list[int] = field(default_factory=list)
+    """Those that did not answer in time: what they have counted is not in the figures."""
 
 
 def built_in_tools(
-    health: HealthMonitor, metrics: CallMetrics, parts: Parts
+    ask_health: Callable[[], Awaitable[HealthReport]], ask_metrics: Callable[[], Awaitable[Metrics]]
 ) -> tuple[Callable[[], Awaitable[Any]], ...]:
     """Make the declared functions."""
 
     @tool(name=HEALTH, title="Health check", read_only=True)
     async def health_check() -> HealthReport:
         """Tell whether this server and what it depends on are well."""
-        return await health.fresh_report()
+        return await ask_health()
 
     @tool(name=METRICS, title="Metrics", read_only=True)
     async def get_metrics() -> Metrics:
         """Show how many calls were made since the start, how they ended, how long they took, and what they used."""
-        return Metrics(
-            uptime_s=health.uptime_s(),
-            calls=metrics.statistics(),
-            dependencies=parts.statistics("dependency"),
-            pools=parts.statistics("pool"),
-            caches=parts.statistics("cache"),
-        )
+        return await ask_metrics()
 
     return health_check, get_metrics

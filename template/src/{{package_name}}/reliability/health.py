@@ -47,6 +47,21 @@ class CheckResult:
     critical: bool
     detail: str
     duration_ms: float
+    worker: int | None = None
+    """Which of several processes found it; None where there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerState:
+    """One of several processes that are one service together."""
+
+    number: int
+    status: Status
+    """`failed` for one that does not answer."""
+    pid: int | None
+    uptime_s: float | None
+    rss_mb: float | None
+    restarts: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +125,8 @@ class HealthReport:
     pools: list[Any] = field(default_factory=list)
     """The statistics of every pool, as they are at this moment; the same for caches."""
     caches: list[Any] = field(default_factory=list)
+    workers: list[WorkerState] = field(default_factory=list)
+    """Where the service is several processes, each of them; then the figures above are those of all together."""
 
 
 class HealthMonitor:
@@ -141,6 +158,8 @@ class HealthMonitor:
         self.name = name
         self.version = version
         self.draining = False
+        self.others_unready_because: Callable[[], str] = lambda: ""
+        """Why another process of the same service is not ready."""
         self._interval_s = interval_s
         self._timeout_s = timeout_s
         self._max_age_s = max_age_s
@@ -194,6 +213,10 @@ class HealthMonitor:
             return "the server is stopping"
         if not self._runs:
             return "the server is starting"
+        return self.failures() or self.others_unready_because()
+
+    def failures(self) -> str:
+        """What is wrong with critical dependencies; empty while nothing is."""
         return "; ".join(f"{found.name}: {found.detail}" for found in self._results if found.status is Status.FAILED)
 
     def uptime_s(self) -> float:

@@ -8,10 +8,8 @@ the grace period and then really ends; the port is taken before anything starts,
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import math
-import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,11 +26,13 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from .configuration import ConfigurationError
 from .entrance import Entrance
 from .http_requests import HANG_UP, RequestGate
+from .listener import bracketed, is_wildcard, listen
 from .probes import add_metrics, add_probes
 from .process_contract import EXIT_CONFIGURATION
 from .process_guards import guarded
 from .server import ReliableServer
 from .shutdown import Shutdown, end_process
+from .workers_link import Worker
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,8 @@ _SESSION_IDLE_S = 300.0
 _DEFAULT_PORT = 80
 _END_S = 1
 """Time for the answers of calls that the end of the grace period ended; then uvicorn drops them, with a traceback."""
-_BACKLOG = 2048
+_LINGER_S = 1.0
+"""Time for clients to turn to other workers, when this one leaves alone."""
 _MAX_HEAD_BYTES = 65_536
 
 
@@ -82,11 +83,17 @@ class HttpOptions:
     entrance: Entrance = field(default_factory=Entrance)
 
 
-def run_http(server: ReliableServer[Any], options: HttpOptions) -> NoReturn:
-    """Serve until the process is told to stop, clean up, and end the process."""
+def run_http(server: ReliableServer[Any], options: HttpOptions, worker: Worker | None = None) -> NoReturn:
+    """Serve until the process is told to stop, clean up, and end the process.
+
+    Args:
+        server: What to serve.
+        options: See `HttpOptions`.
+        worker: This process as one of several that listen on the same socket.
+    """
     try:
         options.entrance.check(options.host)
-        listener = _listen(options.host, options.port)
+        listener = listen(options.host, options.port) if worker is None else worker.listener
     except ConfigurationError as error:
         logger.error("refused: %s", error)  # noqa: TRY400 - nobody needs the traceback
         end_process(EXIT_CONFIGURATION)
@@ -94,18 +101,27 @@ def run_http(server: ReliableServer[Any], options: HttpOptions) -> NoReturn:
         logger.error("cannot listen: %s", error, extra={"host": options.host, "port": options.port})  # noqa: TRY400
         end_process(EXIT_CONFIGURATION)
     try:
-        exit_code = anyio.run(partial(_serve, server, options, listener))
+        exit_code = anyio.run(partial(_serve, server, options, listener, worker))
     except (Exception, SystemExit):
         logger.exception("the server failed")
         end_process(1)
     end_process(exit_code)
 
 
-async def _serve(server: ReliableServer[Any], options: HttpOptions, listener: socket.socket) -> int:
+async def _serve(
+    server: ReliableServer[Any], options: HttpOptions, listener: socket.socket, worker: Worker | None
+) -> int:
     port = listener.getsockname()[1]
+    exposition = None
+    if worker is not None:
+        from .workers_figures import WholeService  # here, because most servers are one process
+
+        whole = WholeService(server, worker)
+        whole.join()
+        exposition = whole.exposition
     add_probes(server)
     if options.metrics:
-        add_metrics(server)
+        add_metrics(server, exposition)
     app = server.streamable_http_app(
         streamable_http_path=PATH,
         json_response=options.json_response,
@@ -136,50 +152,50 @@ async def _serve(server: ReliableServer[Any], options: HttpOptions, listener: so
         timeout_graceful_shutdown=math.ceil(options.grace_s) + _END_S,
     )
     http = _Server(config)
-    shutdown = Shutdown(grace_s=options.grace_s, delay_s=options.delay_s)
+    delay_s = options.delay_s if worker is None else max(_LINGER_S, options.delay_s)
+    shutdown = Shutdown(grace_s=options.grace_s, delay_s=delay_s)
 
     async def stop_when_asked() -> None:
         await shutdown.requested.wait()
         server.health.draining = True
         gate.close_connections()
-        await anyio.sleep(options.delay_s)
+        if worker is not None and (shutdown.exit_code or worker.is_orphan):
+            http.stop_accepting()
+            await anyio.sleep(_LINGER_S)
+        else:
+            await anyio.sleep(options.delay_s)
         server.drain()
         gate.stop_waiting()
         http.should_exit = True
         await anyio.sleep(options.grace_s)
         gate.end()
 
-    if _is_wildcard(options.host) and not options.allowed_hosts:
+    if is_wildcard(options.host) and not options.allowed_hosts:
         logger.warning("only loopback Host headers are accepted; name others in the setting HTTP_ALLOWED_HOSTS")
     with shutdown.watching():
         async with guarded(
-            server, shutdown, is_restarted=True, heartbeat_path=options.heartbeat_path, address=(options.host, port)
+            server,
+            shutdown,
+            is_restarted=True,
+            heartbeat_path=options.heartbeat_path if worker is None else None,
+            address=(options.host, port),
         ) as tasks:
             tasks.start_soon(stop_when_asked)
-            logger.info("listening", extra={"url": f"http://{_bracketed(options.host)}:{port}{PATH}"})
+            if worker is None:
+                logger.info("listening", extra={"url": f"http://{bracketed(options.host)}:{port}{PATH}"})
+            else:
+                tasks.start_soon(_report, worker, server, shutdown)
             await http.serve(sockets=[listener])
     shutdown.cleaned_up()
     return shutdown.exit_code
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """A listening socket.
-
-    Raises:
-        OSError: The address does not exist here, or the port is taken or not permitted.
-    """
-    family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    # The protocol is spelled out, because asyncio turns Nagle's delay (40 ms an answer) off only where it is.
-    listener = socket.socket(family, kind, socket.IPPROTO_TCP)
-    try:
-        if os.name == "posix":  # elsewhere the option would let two servers share the port
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(_BACKLOG)
-    except OSError:
-        listener.close()
-        raise
-    return listener
+async def _report(worker: Worker, server: ReliableServer[Any], shutdown: Shutdown) -> None:
+    """Tell the parent how this worker is, as soon as it serves; without a parent, stop."""
+    worker.on_orphaned = partial(shutdown.request, "the parent process is gone")
+    await worker.connect()
+    await server.ready.wait()
+    await worker.report(server.health.failures)
 
 
 def allowed_host_headers(host: str, port: int, extra: list[str]) -> list[str]:
@@ -187,7 +203,7 @@ def allowed_host_headers(host: str, port: int, extra: list[str]) -> list[str]:
 
     The address itself unless it stands for all of them, the loopback names, and `extra` with and without the port.
     """
-    own = ["127.0.0.1", "localhost", "[::1]", *([] if _is_wildcard(host) else [_bracketed(host)])]
+    own = ["127.0.0.1", "localhost", "[::1]", *([] if is_wildcard(host) else [bracketed(host)])]
     accepted = {f"{name}:{port}" for name in own}
     if port == _DEFAULT_PORT:  # a client leaves it out
         accepted.update(own)
@@ -200,17 +216,6 @@ def _has_port(name: str) -> bool:
     return name.rpartition(":")[2].isdigit() and ":" in name
 
 
-def _is_wildcard(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_unspecified
-    except ValueError:
-        return False
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
-
-
 class _Server(uvicorn.Server):
     """Leaves the signals to `Shutdown`; uvicorn would act on them too, and raise them again at the end."""
 
@@ -218,6 +223,11 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Capture none."""
         yield
+
+    def stop_accepting(self) -> None:
+        """Leave new connections to others that listen on the same socket, and keep those that there are."""
+        for listening in getattr(self, "servers", ()):  # there are none before it has started
+            listening.close()
 
 
 class ImpatientProtocol(HttpToolsProtocol):

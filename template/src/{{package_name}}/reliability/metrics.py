@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import accumulate
+from typing import Any
 
 UNKNOWN = "unknown"
 """The label of every name that was not registered (R61)."""
@@ -66,6 +67,19 @@ class Histogram:
         for histogram in histograms:
             whole.sum_s += histogram.sum_s
             whole._buckets = [a + b for a, b in zip(whole._buckets, histogram._buckets, strict=True)]
+        return whole
+
+    def dump(self) -> dict[str, Any]:
+        """All of it, as JSON can hold it."""
+        return {"sum_s": self.sum_s, "buckets": {index: count for index, count in enumerate(self._buckets) if count}}
+
+    @classmethod
+    def restored(cls, dumped: dict[str, Any]) -> Histogram:
+        """The histogram that `dump` gave, in this process or another one."""
+        whole = cls()
+        whole.sum_s = dumped["sum_s"]
+        for index, count in dumped["buckets"].items():
+            whole._buckets[int(index)] = count
         return whole
 
     @property
@@ -183,6 +197,30 @@ class CallMetrics:
 
     def __init__(self) -> None:
         self._series = {UNKNOWN: _Series()}
+
+    def dump(self) -> dict[str, Any]:
+        """All of it, as JSON can hold it, for another process."""
+        return {
+            name: {
+                "in_flight": series.in_flight,
+                "durations": {outcome.value: found.dump() for outcome, found in series.durations.items()},
+            }
+            for name, series in self._series.items()
+        }
+
+    @classmethod
+    def merged(cls, dumps: Iterable[dict[str, Any]]) -> CallMetrics:
+        """What several processes have counted, each `dump` being of one of them."""
+        whole = cls()
+        for dumped in dumps:
+            for name, one in dumped.items():
+                series = whole._series.setdefault(name, _Series())
+                series.in_flight += one["in_flight"]
+                for value, durations in one["durations"].items():
+                    outcome = Outcome(value)
+                    so_far = series.durations.get(outcome, Histogram())
+                    series.durations[outcome] = Histogram.merged([so_far, Histogram.restored(durations)])
+        return whole
 
     def register(self, name: str) -> None:
         """Give `name` a series of its own; registering it twice changes nothing."""

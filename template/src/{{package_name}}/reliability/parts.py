@@ -39,6 +39,8 @@ class DependencyState:
     """Seconds until it is tried again, while it is open."""
     in_flight: int
     queued: int
+    worker: int | None = None
+    """Which of several processes says so; None where there is one."""
 
 
 class Parts:

@@ -5,9 +5,10 @@ They have neither authentication nor a Host check: orchestrators and Prometheus 
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import anyio.to_thread
@@ -39,23 +40,46 @@ def add_probes(server: ReliableServer[Any]) -> None:
         return JSONResponse({"ready": not reason, "reason": reason}, _UNAVAILABLE if reason else _OK)
 
     async def healthz(request: Request) -> Response:
-        report = await server.health.fresh_report()
+        report = await server.ask_health()
         return JSONResponse(asdict(report), _OK if report.ready else _UNAVAILABLE)
 
     for endpoint in (livez, readyz, healthz):
         server.custom_route(f"/{endpoint.__name__}", methods=["GET"])(endpoint)
 
 
-def add_metrics(server: ReliableServer[Any]) -> None:
-    """Add `/metrics`, for Prometheus; what that takes is imported at the first scrape."""
-    loading = anyio.Lock()
-    exporters: list[Any] = []
+class LazyExporter:
+    """`prometheus.Exporter`, which is imported at the first scrape.
+
+    Args:
+        server: Whose figures are exported.
+        worker: Which of several processes this is.
+    """
+
+    def __init__(self, server: ReliableServer[Any], worker: int | None = None) -> None:
+        self._server = server
+        self._worker = worker
+        self._loading = anyio.Lock()
+        self._exporter: Any = None
+
+    async def exposition(self) -> bytes:
+        """All figures of this process, as Prometheus reads them."""
+        async with self._loading:
+            if self._exporter is None:  # in a thread: the import takes a tenth of a second
+                module = await anyio.to_thread.run_sync(import_module, f"{__package__}.prometheus")
+                self._exporter = module.Exporter(self._server, self._worker)
+        return cast(bytes, await self._exporter.exposition())
+
+
+def add_metrics(server: ReliableServer[Any], exposition: Callable[[], Awaitable[bytes]] | None = None) -> None:
+    """Add `/metrics`, for Prometheus.
+
+    Args:
+        server: Where it is added.
+        exposition: Gives the figures of the whole service, where that is more than the server.
+    """
+    expose = exposition or LazyExporter(server).exposition
 
     async def metrics(request: Request) -> Response:
-        async with loading:
-            if not exporters:  # in a thread: the import takes a tenth of a second
-                module = await anyio.to_thread.run_sync(import_module, f"{__package__}.prometheus")
-                exporters.append(module.Exporter(server))
-        return Response(await exporters[0].exposition(), media_type=_PROMETHEUS)
+        return Response(await expose(), media_type=_PROMETHEUS)
 
     server.custom_route("/metrics", methods=["GET"])(metrics)

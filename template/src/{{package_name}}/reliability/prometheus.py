@@ -18,6 +18,12 @@
     mcp_server_cache_...                                cache: see `_CACHE`
     process_...                                         memory, CPU time and descriptors, on Linux
 
+Where the service is several processes, every one of these has the label `worker` beside the others, and there are
+
+    mcp_server_workers                       gauge      how many there should be
+    mcp_server_workers_answering             gauge      how many have said their figures
+    mcp_server_worker_restarts_total         counter    worker
+
 Nothing is counted here: each scrape reads the snapshots that `get-metrics` and the health report read. Every label is a
 name from the program or one of a fixed list; the members of a group of dependencies, whose names may come from clients,
 are added up (R61).
@@ -95,15 +101,28 @@ _CACHE: tuple[_Row, ...] = (
 
 
 class Exporter:
-    """Answers the scrapes of one server."""
+    """Answers the scrapes of one server.
 
-    def __init__(self, server: ReliableServer[Any]) -> None:
+    Args:
+        server: Whose figures they are.
+        worker: Which of several processes this is: every sample is labelled with it. A sum over those that live would
+            fall when one of them is started again, and would look like a restart of all.
+    """
+
+    def __init__(self, server: ReliableServer[Any], worker: int | None = None) -> None:
         self._server = server
+        self._worker = worker
         self._process = ProcessCollector(registry=None)
 
     async def exposition(self) -> bytes:
         """All figures in Prometheus' text format: taken now, and written out in a thread, because that takes longer."""
-        return await anyio.to_thread.run_sync(generate_latest, _Collected([*self._metrics(), *self._process.collect()]))
+        found = [*self._metrics(), *self._process.collect()]
+        if self._worker is not None:
+            for metric in found:
+                metric.samples = [
+                    sample._replace(labels={**sample.labels, "worker": str(self._worker)}) for sample in metric.samples
+                ]
+        return await anyio.to_thread.run_sync(generate_latest, _Collected(found))
 
     def _metrics(self) -> Iterator[Metric]:
         yield from self._calls()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
@@ -31,7 +31,7 @@ from mcp_types import (
 )
 from pydantic import AnyUrl
 
-from .built_in_tools import BUILT_IN, HEALTH, built_in_tools
+from .built_in_tools import BUILT_IN, HEALTH, Metrics, built_in_tools
 from .errors import ToolFailure
 from .health import Check, HealthMonitor
 from .load_shedding import LoadShedder
@@ -146,6 +146,10 @@ class ReliableServer(RegisteringServer[AppT], Generic[AppT]):
             calls=lambda: (self.load_shedder.in_flight, self.load_shedder.queued),
             parts=parts,
         )
+        self.ask_health: Callable[[], Awaitable[HealthReport]] = self.health.fresh_report
+        """Asks how the whole service is; where that is several processes, `workers_figures` takes its place."""
+        self.ask_metrics: Callable[[], Awaitable[Metrics]] = self.own_metrics
+        """The same for the figures."""
         for check in checks:
             self.health.add(check)
         self._pipeline = Pipeline(
@@ -231,10 +235,20 @@ class ReliableServer(RegisteringServer[AppT], Generic[AppT]):
         return store
 
     def _add_built_in_tools(self) -> None:
-        for function in built_in_tools(self.health, self.metrics, self.parts):
+        for function in built_in_tools(lambda: self.ask_health(), lambda: self.ask_metrics()):
             self.register(function)
-        patience_s = self.limits.health_check_timeout_s + 1  # a check that hangs is an answer, too
+        patience_s = self.limits.health_check_timeout_s + 2  # a check that hangs is an answer, too
         self._timeouts_s[HEALTH] = max(self.limits.tool_timeout_s, patience_s)
+
+    async def own_metrics(self) -> Metrics:
+        """The figures of this process."""
+        return Metrics(
+            uptime_s=self.health.uptime_s(),
+            calls=self.metrics.statistics(),
+            dependencies=self.parts.statistics("dependency"),
+            pools=self.parts.statistics("pool"),
+            caches=self.parts.statistics("cache"),
+        )
 
     @asynccontextmanager
     async def _run_lifespan(self, _: MCPServer[AppT]) -> AsyncIterator[AppT]:
