@@ -26,7 +26,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from .configuration import ConfigurationError
 from .entrance import Entrance
 from .http_requests import HANG_UP, RequestGate
-from .listener import bracketed, is_wildcard, listen
+from .listener import BACKLOG, bracketed, is_wildcard, listen
 from .probes import add_metrics, add_probes
 from .process_contract import EXIT_CONFIGURATION
 from .process_guards import guarded
@@ -149,6 +149,7 @@ async def _serve(
         server_header=False,
         proxy_headers=False,
         ws="none",
+        backlog=BACKLOG if worker is None else 1,
         timeout_graceful_shutdown=math.ceil(options.grace_s) + _END_S,
     )
     http = _Server(config)
@@ -159,9 +160,10 @@ async def _serve(
         await shutdown.requested.wait()
         server.health.draining = True
         gate.close_connections()
-        if worker is not None and (shutdown.exit_code or worker.is_orphan):
-            http.stop_accepting()
-            await anyio.sleep(_LINGER_S)
+        if worker is not None and await worker.stops_alone():
+            http.stop_accepting()  # others do; those that are connected here already get time to turn to them
+            with anyio.move_on_after(_LINGER_S):
+                await worker.all_stop.wait()
         else:
             await anyio.sleep(options.delay_s)
         server.drain()

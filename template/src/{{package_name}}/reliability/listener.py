@@ -8,7 +8,8 @@ import os
 import socket
 import time
 
-_BACKLOG = 2048
+BACKLOG = 2048
+"""Connections that wait until somebody accepts them."""
 _RETRY_S = 0.05
 
 
@@ -32,7 +33,7 @@ def listen(host: str, port: int, *, patience_s: float = 0) -> socket.socket:
             if os.name == "posix":  # elsewhere the option would let two servers share the port
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
-            listener.listen(_BACKLOG)
+            listener.listen(BACKLOG)
         except OSError as error:
             listener.close()
             if error.errno != errno.EADDRINUSE or time.monotonic() >= give_up:
@@ -40,6 +41,17 @@ def listen(host: str, port: int, *, patience_s: float = 0) -> socket.socket:
             time.sleep(_RETRY_S)
         else:
             return listener
+
+
+class SharedListener(socket.socket):
+    """A socket on which several processes listen, each of which is to accept one connection at a time.
+
+    asyncio accepts as many at once as the backlog says, with which it calls `listen` first: one process would take all
+    of a burst. So it is told a small number, and the socket keeps the large one.
+    """
+
+    def listen(self, backlog: int = BACKLOG, /) -> None:
+        """Leave it as it is: it listens already."""
 
 
 def is_wildcard(host: str) -> bool:

@@ -231,7 +231,8 @@ class Service:
                 return 1
         slot.link = await Link.over(own, partial(self._hear, slot))
         if self._shutdown.requested.is_set():  # it began while the process was being started
-            slot.process.terminate()
+            slot.link.send(kind="stop")
+            _signal(slot.process, signal.SIGTERM)
         exit_code = await slot.process.wait()
         slot.forget()
         self._tell_others()
@@ -288,7 +289,9 @@ class Service:
         await self._shutdown.requested.wait()
         self._others_may_start.set()  # they see that they are to stop
         for slot in self._slots:
-            _signal(slot.process, signal.SIGTERM)
+            if slot.link is not None:
+                slot.link.send(kind="stop")
+            _signal(slot.process, signal.SIGTERM)  # which a stuck event loop does not keep from being noticed
         await anyio.sleep(self._config.delay_s + self._config.grace_s + CLEANUP_S + _STOP_S / 2)
         for slot in self._slots:
             if slot.process is not None:

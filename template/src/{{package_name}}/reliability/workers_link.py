@@ -2,6 +2,7 @@
 
 One line of JSON is one message, over a pair of sockets that a worker inherits. A worker says how it is (`state`), asks
 all the others something (`ask`), answers that (`answer`), or tells them something (`share`); the parent passes it on.
+It says why others are not ready (`others`), and that all of them are to stop (`stop`), which a signal goes with.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ from typing import Any, Final, Self, cast
 
 import anyio
 
+from .listener import SharedListener
+
 logger = logging.getLogger(__name__)
 
 Message = dict[str, Any]
 
 WORKER: Final = "MCP_SERVER_WORKER"
 """Environment variable of a worker: its number, and the descriptors of the listening socket and of its link."""
+_MOMENT_S = 0.1
 BEAT_S = 1.0
 """Time between two messages that say how a worker is."""
 
@@ -116,6 +120,8 @@ class Worker:
         """Whether the parent is gone."""
         self.others_unready_because = ""
         """Why another worker is not ready for calls; empty while all of them are."""
+        self.all_stop = asyncio.Event()
+        """Set when the whole service stops, and not this worker alone."""
         self.on_orphaned: Callable[[], None] = lambda: None
         self.on_share: Callable[[Any], None] = lambda _: None
         """Is given what another worker shares."""
@@ -135,8 +141,7 @@ class Worker:
         number, *descriptors = map(int, given.split())
         for descriptor in descriptors:
             os.set_inheritable(descriptor, False)
-        listener, own = (socket.socket(fileno=descriptor) for descriptor in descriptors)
-        return cls(number, listener, own)
+        return cls(number, SharedListener(fileno=descriptors[0]), socket.socket(fileno=descriptors[1]))
 
     def answer(self, what: str, with_what: Callable[[], Awaitable[Any]]) -> None:
         """Answer the question `what` of other workers with what this returns, which JSON can hold."""
@@ -176,6 +181,12 @@ class Worker:
             del self._asked[question]
         return Answers()
 
+    async def stops_alone(self) -> bool:
+        """Whether this worker stops and the others go on. Who stops all of them says so before a moment is over."""
+        with anyio.move_on_after(0 if self.is_orphan else _MOMENT_S):
+            await self.all_stop.wait()
+        return not self.all_stop.is_set()
+
     def share(self, body: object) -> None:
         """Tell all the other workers."""
         self._send(kind="share", body=body)
@@ -190,6 +201,8 @@ class Worker:
                 self.others_unready_because = message["reason"]
             case "share":
                 self.on_share(message["body"])
+            case "stop":
+                self.all_stop.set()
             case "ask":
                 task = asyncio.ensure_future(self._answer(message["question"], message["what"]))
                 self._answering.add(task)
