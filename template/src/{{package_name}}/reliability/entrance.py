@@ -71,9 +71,12 @@ class Entrance:
             f"set it to 127.0.0.1, or {instead} to let everybody in."
         )
 
-    def before(self, app: ASGIApp) -> ASGIApp:
-        """The application in front of `app`."""
-        limit = None if self.rate_limit is None else RateLimit(self.rate_limit)
+    def buckets(self) -> RateLimit | None:
+        """What counts how often each client asks; None where nobody counts."""
+        return None if self.rate_limit is None else RateLimit(self.rate_limit)
+
+    def before(self, app: ASGIApp, limit: RateLimit | None) -> ASGIApp:
+        """The application in front of `app`; `limit` is what `buckets` gave."""
         if limit is not None:
             app = RateLimited(app, limit, is_open=is_open)
         if self.authentication is not None:

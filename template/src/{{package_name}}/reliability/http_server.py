@@ -112,16 +112,15 @@ async def _serve(
     server: ReliableServer[Any], options: HttpOptions, listener: socket.socket, worker: Worker | None
 ) -> int:
     port = listener.getsockname()[1]
-    exposition = None
+    whole = None
     if worker is not None:
         from .workers_figures import WholeService  # here, because most servers are one process
 
         whole = WholeService(server, worker)
         whole.join()
-        exposition = whole.exposition
     add_probes(server)
     if options.metrics:
-        add_metrics(server, exposition)
+        add_metrics(server, whole.exposition if whole else None)
     app = server.streamable_http_app(
         streamable_http_path=PATH,
         json_response=options.json_response,
@@ -141,8 +140,9 @@ async def _serve(
         max_connections=options.max_connections,
         connections=lambda: len(http.server_state.connections),
     )
+    limit = options.entrance.buckets()
     config = uvicorn.Config(
-        options.entrance.before(gate),
+        options.entrance.before(gate, limit),
         http=ImpatientProtocol,
         log_config=None,
         access_log=False,
@@ -187,6 +187,8 @@ async def _serve(
                 logger.info("listening", extra={"url": f"http://{bracketed(options.host)}:{port}{PATH}"})
             else:
                 tasks.start_soon(_report, worker, server, shutdown)
+                if whole and limit:
+                    tasks.start_soon(whole.share_spending, limit)
             await http.serve(sockets=[listener])
     shutdown.cleaned_up()
     return shutdown.exit_code

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ipaddress
 import math
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Self
@@ -28,7 +28,7 @@ _ONE_SITE = 64
 
 @dataclass(frozen=True, kw_only=True)
 class RateLimitConfig:
-    """What one client may do in one process: with several workers it may get as much from each.
+    """What one client may do.
 
     Raises:
         ValueError: A value is beyond its limits.
@@ -79,6 +79,7 @@ class RateLimit:
         self._clock = clock
         self._full_at: OrderedDict[Hashable, float] = OrderedDict()
         self._refused = 0
+        self._spent: Counter[Hashable] | None = None
 
     def spend(self, client: Hashable) -> float:
         """Take one request from the client's bucket: 0, or the seconds after which there is one. That takes none."""
@@ -88,11 +89,26 @@ class RateLimit:
         if wait_s > self._interval_s * _ROUNDING:
             self._refused += 1
             return wait_s
+        self._keep(client, full_at)
+        if self._spent is not None:
+            self._spent[client] += 1
+        return 0
+
+    def charge(self, client: Hashable, requests: int) -> None:
+        """Take what the client has got from another process that serves the same clients, if need be on credit."""
+        now = self._clock()
+        self._keep(client, max(now, self._full_at.get(client, now)) + requests * self._interval_s)
+
+    def spent(self) -> list[tuple[Hashable, int]]:
+        """What each client has got here since this was asked the last time; nothing the first time."""
+        spent, self._spent = self._spent, Counter()
+        return list((spent or {}).items())
+
+    def _keep(self, client: Hashable, full_at: float) -> None:
         self._full_at[client] = full_at
         self._full_at.move_to_end(client)
         if len(self._full_at) > self._max_clients:
             self._full_at.popitem(last=False)
-        return 0
 
     def statistics(self) -> RateLimitStatistics:
         """A snapshot."""

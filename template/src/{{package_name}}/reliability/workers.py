@@ -32,7 +32,7 @@ from .restart_policy import RestartPolicy
 from .service_notify import ServiceNotifier
 from .shutdown import CLEANUP_S, Shutdown, end_process
 from .startup import EXIT_CONFIGURATION
-from .workers_link import WORKER, Link, Member, Message
+from .workers_link import BEAT_S, WORKER, Link, Member, Message
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ _SILENCE_S = 5.0
 """A worker that hangs ends by itself; one that cannot, because it is stopped, is ended so much later."""
 _STOP_S = 2.0
 _TICK_S = 0.5
+_BEATS_MISSED = 3
 _BEFORE_IT_SERVED = -signal.SIGTERM
 """Exit code of a worker that was stopped before it listened to signals."""
 
@@ -345,7 +346,8 @@ class Service:
         question = self._questions
         asked: dict[int, asyncio.Future[Any]] = {}
         for slot in self._slots:
-            if slot is not asking and slot.is_serving and slot.link is not None:
+            is_silent = self._clock() - slot.heard_at > _BEATS_MISSED * BEAT_S  # it would only make others wait
+            if slot is not asking and slot.is_serving and slot.link is not None and not is_silent:
                 asked[slot.number] = slot.questions[question] = asyncio.get_running_loop().create_future()
                 slot.link.send(kind="ask", question=question, what=message["what"])
         if asked:

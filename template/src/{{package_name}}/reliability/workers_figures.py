@@ -9,18 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import anyio
 
+from .built_in_tools import Metrics
 from .health import CheckResult, HealthReport, Status, WorkerState
 from .metrics import CallMetrics
 from .parts import DependencyState
 from .probes import LazyExporter
-from .built_in_tools import Metrics
+from .rate_limit import RateLimit
 from .server import ReliableServer
 from .workers_link import Answers, Member, Worker
 
+_SPENDING_S = 0.5
 _FIGURES_S = 1.0
 """Time for a worker's figures, which it has at hand; one that does not say them then is stuck."""
 _HEALTH, _METRICS, _EXPOSITION = "health", "metrics", "exposition"
@@ -49,6 +52,17 @@ class WholeService:
         worker.answer(_HEALTH, self._own_health)
         worker.answer(_METRICS, self._own_metrics)
         worker.answer(_EXPOSITION, self._own_exposition)
+
+    async def share_spending(self, limit: RateLimit) -> None:
+        """Let all workers know, until cancelled, what clients have got from each: a limit is one for all of them.
+
+        What a client gets from several of them before they know of each other is taken from it afterwards.
+        """
+        self._worker.on_share = partial(_charge, limit)
+        while True:
+            if spent := limit.spent():
+                self._worker.share(spent)
+            await anyio.sleep(_SPENDING_S)
 
     async def health(self) -> HealthReport:
         """The report of all workers."""
@@ -89,6 +103,11 @@ class WholeService:
 
     async def _own_exposition(self) -> str:
         return (await self._exporter.exposition()).decode()
+
+
+def _charge(limit: RateLimit, spent: list[tuple[Any, int]]) -> None:
+    for client, requests in spent:
+        limit.charge(tuple(client) if isinstance(client, list) else client, requests)
 
 
 def merged_health(own: HealthReport, found: dict[int, dict[str, Any]], members: Iterable[Member]) -> HealthReport:
