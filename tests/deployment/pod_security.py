@@ -11,6 +11,11 @@ _VOLUMES = {
     "configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret",
 }  # fmt: skip
 _SECCOMP = {"RuntimeDefault", "Localhost"}
+_FLAGS: dict[str, list[object]] = {
+    "allowPrivilegeEscalation": [False],
+    "privileged": [None, False],
+    "procMount": [None, "Default"],
+}
 _SELINUX = {"", "container_t", "container_init_t", "container_kvm_t", "container_engine_t"}
 _SYSCTLS = {
     "kernel.shm_rmid_forced", "net.ipv4.ip_local_port_range", "net.ipv4.ip_unprivileged_port_start",
@@ -22,7 +27,9 @@ _SYSCTLS = {
 
 def violations(pod: dict[str, Any]) -> list[str]:
     """Return the fields of a pod's specification that "restricted" forbids or lacks."""
-    return sorted({*_of_pod(pod), *(found for container in _containers(pod) for found in _of_container(pod, container))})
+    return sorted(
+        {*_of_pod(pod), *(found for container in _containers(pod) for found in _of_container(pod, container))}
+    )
 
 
 def _containers(pod: dict[str, Any]) -> list[dict[str, Any]]:
@@ -45,12 +52,7 @@ def _of_container(pod: dict[str, Any], container: dict[str, Any]) -> Iterator[st
     yield from _of_context(context)
     if any(port.get("hostPort") for port in container.get("ports", [])):
         yield "hostPort"
-    if context.get("privileged"):
-        yield "privileged"
-    if context.get("allowPrivilegeEscalation") is not False:
-        yield "allowPrivilegeEscalation"
-    if context.get("procMount", "Default") != "Default":
-        yield "procMount"
+    yield from (name for name, allowed in _FLAGS.items() if context.get(name) not in allowed)
     capabilities = context.get("capabilities", {})
     if "ALL" not in capabilities.get("drop", []):
         yield "capabilities.drop"

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 HOSTILE_TEXT = "Say \"hi\", \\n 'x' {{ 7 * 7 }} {% if %} # % ${HOME} <b>&amp; %s {0} é 漢字 🎉 \\"
 CODE_BLOCK = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
+HELM = "templates"
+"""A directory of Helm's own templates, which are no YAML before Helm has rendered them."""
 HOSTILE_NAME = 'Seán O\'Neil "Bob" \\ {Ltd}, ☃ <3; #1'
 
 
@@ -38,6 +40,8 @@ def test_nothing_of_the_template_language_is_left(root: Path, every_pair: list[P
     braces = re.compile(r"(?<!\$)\{\{")
     for project in every_pair:
         for path in files(project):
+            if HELM in path.parts:
+                continue
             assert not re.search(r"\.jinja|[{}\[\]]", path.relative_to(project).as_posix())
             text = path.read_text(encoding="utf-8")
             assert not token.search(text), path
@@ -205,6 +209,8 @@ def imports(path: Path) -> set[str]:
 
 def parse(path: Path) -> Any:
     text = path.read_text(encoding="utf-8")
+    if HELM in path.parts:
+        return None
     match path.suffix:
         case ".toml":
             return tomllib.loads(text)
