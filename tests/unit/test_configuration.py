@@ -10,11 +10,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import Field, SecretStr
 from reliability.configuration import (
+    AddressRanges,
+    Algorithms,
     ChaosPlan,
     CommaSeparated,
     ConfigurationError,
     EnvironmentSettings,
     PostgresUrl,
+    Scopes,
+    SecureAddress,
     Token,
     UserPath,
     UserPaths,
@@ -51,6 +55,10 @@ class Settings(EnvironmentSettings):
     minimum: Annotated[int, at_most("window")] = Field(5, ge=1, le=100, validate_default=True)
     environment: Literal["development", "production"] = "production"
     chaos: ChaosPlan = ""
+    issuer: SecureAddress | None = None
+    proxies: AddressRanges = Field(default=[])
+    scopes: Scopes = Field(default=[])
+    algorithms: Algorithms = Field(default=["RS256"])
 
 
 def complaints(monkeypatch: pytest.MonkeyPatch, **values: str) -> list[str]:
@@ -74,6 +82,53 @@ def test_what_is_no_address_is_refused_with_an_example(monkeypatch: pytest.Monke
     assert complaints(monkeypatch, API_URL=address) == [
         f"MY_SERVER_API_URL={address!r} is not valid: {LIKE_AN_ADDRESS}."
     ]
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["https://a.example", "http://localhost", "http://localhost:9/x", "http://127.0.0.1:9", "http://[::1]:9/"],
+)
+def test_r70_who_is_believed_speaks_over_tls_or_from_this_machine(
+    monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setenv("MY_SERVER_ISSUER", address)
+    assert load_settings(Settings).issuer == address
+
+
+@pytest.mark.parametrize(
+    "address", ["http://a.example", "http://localhost.evil.example", "http://127.0.0.1.evil.example"]
+)
+def test_r70_anybody_else_is_not(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    assert complaints(monkeypatch, ISSUER=address) == [
+        f"MY_SERVER_ISSUER={address!r} is not valid: it must begin with https://, or be on this machine."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"PROXIES": "10.0.0.0/8, *"}, "'*' is neither an address nor a range of addresses, such as 10.0.0.0/8"),
+        ({"PROXIES": "10.0.0.1/8"}, "'10.0.0.1/8' is neither an address nor a range of addresses, such as 10.0.0.0/8"),
+        ({"SCOPES": 'a, b"c'}, "'b\"c' is not a scope of OAuth"),
+        ({"SCOPES": "a b"}, "'a b' is not a scope of OAuth"),
+        ({"ALGORITHMS": "RS256, none"}, "'none' is not signed with a public key, as RS256 is"),
+        ({"ALGORITHMS": "HS256"}, "'HS256' is not signed with a public key, as RS256 is"),
+    ],
+)
+def test_r70_what_is_wrong_about_authentication_is_told(
+    monkeypatch: pytest.MonkeyPatch, values: dict[str, str], told: str
+) -> None:
+    ((name, value),) = values.items()
+    assert complaints(monkeypatch, **values) == [f"MY_SERVER_{name}={value!r} is not valid: {told}."]
+
+
+def test_lists_of_authentication_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"PROXIES": "10.0.0.0/8,fd00::1", "SCOPES": "read, mcp:write", "ALGORITHMS": "ES256,EdDSA"}
+    for name, value in values.items():
+        monkeypatch.setenv(f"MY_SERVER_{name}", value)
+    read = load_settings(Settings)
+    assert (read.proxies, read.scopes) == (["10.0.0.0/8", "fd00::1"], ["read", "mcp:write"])
+    assert read.algorithms == ["ES256", "EdDSA"]
 
 
 @pytest.mark.parametrize("token", [" ", "two words", "line\nbreak", "caf\u00e9"])

@@ -39,7 +39,8 @@ _SECRET_TEXT = re.compile(  # every repetition is bounded or anchored, so that t
     r"|-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----[^-]*(?:-----END [A-Z ]{0,40}PRIVATE KEY-----)?"
     r"|\beyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?"
     r"|\b(?:sk|pk|ghp|gho|ghs|github_pat|glpat|xox[abps])[-_][\w-]{12,}"
-    r"|\bAKIA[0-9A-Z]{12,}",
+    r"|\bAKIA[0-9A-Z]{12,}"
+    r"|\bmcp_[\w-]{43}(?![\w-])",  # of `static_tokens`
     re.IGNORECASE,
 )
 _STANDARD_FIELDS = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName", "color_message"}

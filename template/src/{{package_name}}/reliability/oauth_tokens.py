@@ -206,7 +206,7 @@ class SigningKeys:
         self._clock = clock
         self._keys: dict[tuple[str | None, str], list[jwt.PyJWK]] = {}
         self._fetched_at = self._retry_at = -math.inf
-        self._has_failed = False
+        self._has_failed = self._is_fetching = False
         self._flights: SingleFlight[None] = SingleFlight(_KEYS, max_background=1, background_timeout_s=_FETCH_S)
 
     async def get(self, kid: str | None, algorithm: str) -> jwt.PyJWK | None:
@@ -220,7 +220,7 @@ class SigningKeys:
             if self._age_s() > _FRESH_S and self._is_due():
                 self._flights.run_in_background(_KEYS, self._refresh)
             return found
-        if self._is_due() or self._flights.in_flight:
+        if self._is_due() or self._is_fetching:
             self._flights.run_in_background(_KEYS, self._refresh)  # so that it goes on when this caller leaves
             with deadline(_PATIENCE_S, what="Asking the issuer for its keys"):
                 await self._flights.run(_KEYS, self._refresh)
@@ -243,8 +243,11 @@ class SigningKeys:
 
     async def _refresh(self) -> None:
         self._retry_at = self._clock() + _RETRY_S
-        self._has_failed = True
-        found = await self._fetch()
+        self._has_failed = self._is_fetching = True
+        try:
+            found = await self._fetch()
+        finally:
+            self._is_fetching = False
         self._has_failed = False
         self._keys, self._fetched_at = _usable(found, self._algorithms), self._clock()
         if not self._keys:
