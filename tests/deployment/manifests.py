@@ -46,6 +46,11 @@ def by_helm(project: Path, values: dict[str, Any] | None = None, *, release: str
     return [one for name, text in texts.items() if name.endswith(".yaml") for one in yaml.safe_load_all(text) if one]
 
 
+def parsed(text: str) -> dict[str, Any]:
+    """Return the values that `--set` makes of a text."""
+    return dict(helm.parse_set_string(text))
+
+
 def by_kustomize(project: Path) -> list[Manifest]:
     """Return the manifests of the overlay."""
     overlay = project / "deploy" / "kustomize" / "overlays" / "production"

@@ -31,6 +31,7 @@ from tests.deployment.manifests import (
     kinds,
     lint,
     only,
+    parsed,
     pod,
     secret_files,
     settings,
@@ -424,6 +425,21 @@ def test_the_network_is_open_for_what_is_configured_and_nothing_else(
                 assert peer["ipBlock"]["except"]  # the metadata service of the cloud
         # Whoever may call a server that asks nobody who he is, is in the namespace or was named.
         assert policy["ingress"][0].get("from") or chosen["authentication"] != "none"
+
+
+def test_the_commands_of_the_readme_suit_the_manifests(projects: list[Path]) -> None:
+    for project in projects:
+        readme = (project / "README.md").read_text(encoding="utf-8")
+        chosen = ",".join(re.findall(r"--set (\S+)", readme))
+        manifests = by_helm(project, parsed(chosen))
+        assert container(manifests)["image"] == "registry.example.com/my-server:0.1.0"
+        assert container(by_kustomize(project))["image"] == "registry.example.com/my-server:0.1.0"
+        assert only(manifests, "Deployment")["metadata"]["name"] in readme
+        # Every command that makes the Secret gives it all the keys that the pods mount.
+        made = [set(re.findall(r"--from-file ([\w-]+)=", block)) for block in readme.split("create secret")[1:]]
+        mounted = {("my-server", key) for keys in made for key in keys}
+        assert mounted == set(secret_files(manifests).values())
+        assert all(keys == made[0] for keys in made)
 
 
 def test_the_public_reaches_calls_alone(render: Renderer) -> None:
