@@ -17,7 +17,8 @@ import yaml
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 
-from tests.deployment.callers import Caller, free_port, give_token
+from tests.deployment.callers import Caller, free_port
+from tests.deployment.readme import commands, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,18 +26,17 @@ if TYPE_CHECKING:
 
     from tests.deployment.docker_engine import Engine
 
-PASSWORD = "correct-horse-battery-staple"
 UP_S = 180
 LIMIT_S = 60
 
 OVERRIDE = """
 services:
+  server:
+    build: {network: host}
   grafana:
     profiles: [never]
-  prometheus:
-    environment: {GOMAXPROCS: "1"}
 """
-"""What the tests change: there is no image of Grafana."""
+"""What the tests change: the builder uses the network of this machine, and there may be no image of Grafana."""
 
 
 class Stack(NamedTuple):
@@ -50,7 +50,7 @@ class Stack(NamedTuple):
     up_s: float
 
     def compose(self, *arguments: object) -> str:
-        return compose(self.engine, self.directory, self.variables, *arguments)
+        return self.engine("compose", *arguments, directory=self.directory, variables=self.variables, timeout_s=UP_S)
 
     def ask(self, path: str, **parameters: str) -> Any:
         """Ask Prometheus."""
@@ -59,33 +59,30 @@ class Stack(NamedTuple):
         return response.json()["data"]
 
 
-def compose(engine: Engine, directory: Path, variables: dict[str, str], *arguments: object) -> str:
-    """Run Compose with the file of the project and what the tests change."""
-    files = ("--file", "compose.yaml", "--file", "override.yaml")
-    return engine("compose", *files, *arguments, directory=directory, variables=variables, timeout_s=UP_S)
-
-
 @pytest.fixture(scope="module")
 def stack(services: Engine, image: str, project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Run the commands of the README; they find the layers of `image`."""
     directory = tmp_path_factory.mktemp("stack") / "my-server"
     shutil.copytree(project, directory)
     (directory / "override.yaml").write_text(OVERRIDE)
-    secrets = directory / "secrets"
-    secrets.mkdir(mode=0o700)
-    (secrets / "database_password").write_text(f"{PASSWORD}\n")
-    (secrets / "database_url").write_text(f"postgresql://my_server:{PASSWORD}@database:5432/my_server\n")
-    (secrets / "grafana_password").write_text("grafana\n")
-    caller = Caller(free_port(), give_token(services, image, secrets / "http_tokens"))
-    ports = {"PUBLISHED_PORT": str(caller.port), "PROMETHEUS_PORT": str(free_port())}
-    variables = {**ports, "IMAGE_TAG": "trial"}
+    port, prometheus = free_port(), free_port()
+    variables = {
+        "COMPOSE_FILE": "compose.yaml:override.yaml",
+        "PUBLISHED_PORT": str(port),
+        "PROMETHEUS_PORT": str(prometheus),
+        "IMAGE_TAG": "0.1.0",
+    }
+    (script,) = commands(directory, "Docker Compose")
     begin = time.monotonic()
     try:
-        compose(services, directory, variables, "up", "--wait", "--no-build", "--quiet-pull")
+        said = run(script, directory, {**services.environment, **variables}, timeout_s=UP_S)
+        (token,) = re.findall(r"^mcp_\S+$", said, re.MULTILINE)
         up_s = time.monotonic() - begin
-        yield Stack(services, directory, variables, caller, f"http://127.0.0.1:{ports['PROMETHEUS_PORT']}", up_s)
+        yield Stack(services, directory, variables, Caller(port, token), f"http://127.0.0.1:{prometheus}", up_s)
     finally:
-        print(compose(services, directory, variables, "logs", "--no-color"))
-        compose(services, directory, variables, "down", "--volumes", "--timeout", "5")
+        down = Stack(services, directory, variables, Caller(port), "", 0)
+        print(down.compose("logs", "--no-color"))  # beside a failure
+        down.compose("down", "--volumes", "--timeout", "5")
 
 
 @pytest.mark.anyio
@@ -156,11 +153,13 @@ def test_grafana_finds_prometheus_and_the_dashboards(stack: Stack) -> None:
 
 
 def test_secrets_are_in_no_environment_and_each_in_one_place(stack: Stack) -> None:
+    values = {path.read_text().strip() for path in (stack.directory / "secrets").iterdir()}
+    assert len(values) == 4
     services = {"server": {"database_url", "http_tokens"}, "database": {"database_password"}, "prometheus": set()}
     for service, secrets in services.items():
         identity = stack.compose("ps", "--quiet", service)
         (found,) = json.loads(stack.engine("inspect", identity))
-        assert PASSWORD not in json.dumps(found)
+        assert not [secret for secret in values if secret in json.dumps(found)]
         mounts = {
             one["Destination"].removeprefix("/run/secrets/")
             for one in found["Mounts"]
