@@ -86,6 +86,42 @@ from my_server.settings import Settings
 loaded = load_settings(Settings)
 print(json.dumps([unknown_variables(Settings), loaded.model_dump(mode="json")]))
 """
+ASKING = """
+import os
+import anyio
+from mcp import Client, MCPError
+from mcp.server.mcpserver import Context
+from mcp_types import ElicitRequest, ElicitRequestFormParams, InputRequiredResult
+from my_server.app import create_server
+from my_server.reliability import load_settings
+from my_server.settings import Settings
+
+OLD, NEW = "o" * 32, "n" * 32
+FORM = ElicitRequestFormParams(message="How many?", requested_schema={"type": "object", "properties": {}})
+
+async def order(ctx: Context) -> str | InputRequiredResult:
+    if ctx.request_state is None:
+        return InputRequiredResult(input_requests={"n": ElicitRequest(params=FORM)}, request_state="where it was")
+    return ctx.request_state
+
+def replica(keys):
+    os.environ["MY_SERVER_REQUEST_STATE_KEYS"] = keys
+    server = create_server(load_settings(Settings))
+    server.add_tool(order, name="order")
+    return Client(server)
+
+async def main(asked, answered):
+    async with replica(asked) as first, replica(answered) as second:
+        question = await first.session.call_tool("order", {}, allow_input_required=True)
+        try:
+            call = {"request_state": question.request_state, "input_responses": {}}
+            return (await second.session.call_tool("order", {}, **call)).content[0].text
+        except MCPError:
+            return "refused"
+
+for keys in [(OLD, OLD), (OLD, f"{NEW},{OLD}"), (f"{NEW},{OLD}", NEW), (OLD, NEW), ("", "")]:
+    print(anyio.run(main, *keys))
+"""
 START_S = 30
 SERVED: dict[str, Any] = {
     "preset": "http",
@@ -348,6 +384,12 @@ def running(project: Path, manifests: list[Manifest], directory: Path) -> Iterat
     finally:
         server.terminate()
         assert server.wait(START_S) == 0, (directory / "log").read_text()
+
+
+def test_what_was_asked_by_one_replica_can_be_answered_at_another(render: Renderer) -> None:
+    """Also while one has a new key already; without a shared one it cannot."""
+    told = run_python(render(preset="http", storage="none"), ASKING, {}).splitlines()
+    assert told == ["where it was", "where it was", "where it was", "refused", "refused"]
 
 
 def test_no_secret_is_in_clear(every_set: list[tuple[Path, list[Manifest]]]) -> None:

@@ -17,6 +17,7 @@ from reliability.configuration import (
     ConfigurationError,
     EnvironmentSettings,
     PostgresUrl,
+    RequestStateKeys,
     Scopes,
     SecureAddress,
     Token,
@@ -25,6 +26,7 @@ from reliability.configuration import (
     WebAddress,
     at_most,
     load_settings,
+    split_keys,
     unknown_variables,
 )
 
@@ -49,6 +51,7 @@ class Settings(EnvironmentSettings):
     api_url: WebAddress = "https://api.example.com"
     database_url: PostgresUrl = SecretStr("postgresql://localhost/x")
     token: Token | None = None
+    keys: RequestStateKeys | None = None
     file: UserPath | None = None
     roots: UserPaths = Field(default=[])
     window: int = Field(10, ge=1, le=100)
@@ -135,6 +138,21 @@ def test_lists_of_authentication_are_read(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_token_that_no_header_can_hold_is_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch, token: str) -> None:
     sentence = "it must be letters, digits and signs of ASCII, without spaces and line breaks"
     assert complaints(monkeypatch, TOKEN=token) == [f"MY_SERVER_TOKEN=(hidden) is not valid: {sentence}."]
+
+
+def test_keys_are_split_at_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_SERVER_KEYS", f"{'a' * 32}, {'b' * 40},")
+    keys = load_settings(Settings).keys
+    assert keys is not None
+    assert split_keys(keys) == ["a" * 32, "b" * 40]
+
+
+@pytest.mark.parametrize("keys", [",", "a" * 31, f"{'a' * 32},short", f"{'a' * 32},{'a' * 32}"])
+def test_keys_that_are_short_or_twice_the_same_are_refused_and_not_shown(
+    monkeypatch: pytest.MonkeyPatch, keys: str
+) -> None:
+    sentence = "it must be one or more different keys of at least 32 characters, separated by commas"
+    assert complaints(monkeypatch, KEYS=keys) == [f"MY_SERVER_KEYS=(hidden) is not valid: {sentence}."]
 
 
 def test_a_path_may_begin_with_the_home_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
