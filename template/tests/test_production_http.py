@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
 import anyio
@@ -22,6 +23,7 @@ from production_helpers.process import (
     BUSY_MACHINE_S,
     ERAS,
     HANDSHAKE,
+    START_S,
     Condemned,
     ServerProcess,
     text_of,
@@ -156,6 +158,52 @@ def test_the_detailed_report(shared: Shared) -> None:  # R14
     assert report["version"]
     assert report["uptime_s"] > 0
     assert {check["name"] for check in report["checks"]} >= {"memory"}
+
+
+@pytest.fixture
+def probed(tmp_path: Path) -> Iterator[ServerProcess]:
+    """A server that `probe` finds by its heartbeat, whatever its port is."""
+    with ServerProcess("http", {"HEARTBEAT_PATH": tmp_path / "beat", "SHUTDOWN_DELAY_S": 1}) as server:
+        listening(server)
+        until = time.monotonic() + START_S
+        while server.probe() != (0, "ready"):
+            assert time.monotonic() < until
+        yield server
+
+
+def test_the_probe_asks_the_server_itself(probed: ServerProcess) -> None:  # R66
+    port = port_of(listening(probed))
+    assert probed.probe("http", HTTP_PORT=port) == (0, "ready")
+    assert probed.probe("http", "--live", HTTP_PORT=port) == (0, "live")
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        silent = nobody.getsockname()[1]
+        assert probed.probe("http", "--timeout", "0.2", HTTP_PORT=silent) == (1, "unhealthy: no answer within 0.2 s")
+
+
+@posix
+def test_the_probe_notices_a_server_that_is_stopped_and_one_that_goes_on(probed: ServerProcess) -> None:  # R66
+    probed.signal(signal.SIGSTOP)
+    assert probed.probe("--timeout", "0.2") == (1, "unhealthy: no answer within 0.2 s")
+    probed.signal(signal.SIGCONT)
+    assert probed.probe() == (0, "ready")
+
+
+@posix
+def test_before_it_stops_it_says_so_and_still_takes_calls(probed: ServerProcess) -> None:  # R66, R68
+    url = listening(probed)
+    with httpx2.Client() as http:
+        answer = http.post(url, content=call("echo", text="x"), headers=HEADERS)
+        assert "connection" not in answer.headers
+        probed.signal(signal.SIGTERM)
+        wait_for(probed, "stopping")
+        last = http.post(url, content=call("echo", text="last"), headers=HEADERS)
+        assert last.json()["result"]["content"][0]["text"] == "last"
+        assert last.headers["connection"] == "close"  # the client's next one goes elsewhere
+        assert http.post(url, content=call("echo", text="new"), headers=HEADERS).status_code == 200
+        assert probed.probe() == (1, "unhealthy: the server is stopping")
+        assert httpx2.get(url.replace("/mcp", "/livez")).status_code == 200
+    assert probed.exit_code(within_s=1 + EXIT_S) == 0
+    assert probed.probe()[0] == 1
 
 
 # ---- R70: who may ask ----------------------------------------------------------------------------------------------

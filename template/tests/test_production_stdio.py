@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import anyio
 import pytest
@@ -42,6 +43,8 @@ EXIT_S = 0.5
 """How long an idle server may take to end."""
 GONE_S = 2.0
 """How long any server may take to end once its client is gone."""
+HEARTBEAT_S = 10.0
+"""How long a server that is stuck may look healthy."""
 CLEANUP_S = 5.0
 """How long the lifespan's cleanup may take."""
 INITIALIZE = (
@@ -56,6 +59,16 @@ def condemned() -> Iterator[Condemned]:
     condemned = Condemned("stdio", "hangs", "blocks")
     yield condemned
     condemned.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def stuck(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server whose event loop stands still from the beginning of the tests on."""
+    settings = {"HEARTBEAT_PATH": tmp_path_factory.mktemp("stuck") / "beat", "HANG_TIMEOUT_S": 3600}
+    with ServerProcess("stdio", settings) as server:
+        server.begin(HANDSHAKE)
+        server.call("stuck", "block_the_loop")
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +162,37 @@ def test_a_signal_during_the_start_ends_it_at_once() -> None:  # R68
         wait_for(server, "printed to stdout: a print")
         server.signal(signal.SIGTERM)
         assert server.exit_code(within_s=EXIT_S) == 0
+
+
+# ---- R66: how it is, for whoever is not its client -----------------------------------------------------------------
+
+
+def wait_for_probe(server: ServerProcess, *arguments: str, says: tuple[int, str]) -> None:
+    until = time.monotonic() + START_S
+    while (found := server.probe(*arguments)) != says:
+        assert time.monotonic() < until, found
+
+
+def test_the_probe_follows_the_server_from_its_start_to_its_end(tmp_path: Path) -> None:  # R66
+    path = tmp_path / "beat"
+    with ServerProcess("stdio", {"HEARTBEAT_PATH": path}) as server:
+        wait_for_probe(server, says=(0, "ready"))
+        wait_for_probe(server, "stdio", "--live", says=(0, "live"))
+        server.stdin.close()
+        assert server.exit_code(within_s=GONE_S) == 0
+        assert server.probe() == (1, f"unhealthy: no heartbeat in {path} (No such file or directory)")
+
+
+def test_the_probe_notices_at_once_that_a_server_was_killed(tmp_path: Path) -> None:  # R66
+    with ServerProcess("stdio", {"HEARTBEAT_PATH": tmp_path / "beat"}) as server:
+        wait_for_probe(server, says=(0, "ready"))
+        server.process.kill()
+        server.process.wait()
+        assert server.probe() == (1, f"unhealthy: the process {server.process.pid} is gone")
+
+
+def test_the_probe_needs_to_know_where_the_heartbeat_is(server: ServerProcess) -> None:  # R66
+    assert server.probe("stdio")[0] == 2
 
 
 # ---- R31: the client is gone ---------------------------------------------------------------------------------------
@@ -447,6 +491,14 @@ def test_a_tool_that_closes_the_standard_streams(shared: ServerProcess) -> None:
 
 
 # ---- last, because it takes seconds, which the tests above have used -----------------------------------------------
+
+
+def test_the_probe_notices_that_the_event_loop_stands_still(stuck: ServerProcess) -> None:  # R66
+    until = time.monotonic() + HEARTBEAT_S
+    while (found := stuck.probe("--live"))[0] == 0:
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    assert found[1].startswith("unhealthy: the last heartbeat is ")
 
 
 def test_a_cleanup_that_never_ends_is_ended_by_force(condemned: Condemned) -> None:  # R68

@@ -108,6 +108,7 @@ class ServerProcess:
         self.transport = transport
         self._era = HANDSHAKE
         self._stderr = Path(self._directory.name) / "stderr"
+        self._environment = {**environment(chosen), **(variables or {})}
         descriptor = os.open(self._stderr, os.O_WRONLY | os.O_CREAT)
         self.process = subprocess.Popen(
             command(transport, hostile=hostile, supervised=supervised),
@@ -115,7 +116,7 @@ class ServerProcess:
                 "stdin": subprocess.PIPE if transport == "stdio" else subprocess.DEVNULL,
                 "stdout": subprocess.PIPE,
                 "stderr": descriptor,
-                "env": {**environment(chosen), **(variables or {})},
+                "env": self._environment,
                 "bufsize": 0,
                 **arguments,
             },
@@ -166,6 +167,19 @@ class ServerProcess:
     async def ends(self, *, within_s: float) -> int:
         """`exit_code` for coroutines."""
         return await anyio.to_thread.run_sync(lambda: self.exit_code(within_s=within_s))
+
+    def probe(self, *arguments: str, **settings: object) -> tuple[int, str]:
+        """What `probe` says about the process: its exit code and its line."""
+        chosen = {PREFIX + name: str(value) for name, value in settings.items()}
+        asked = subprocess.run(
+            [sys.executable, "-m", PACKAGE, "probe", *arguments],
+            env={**self._environment, **chosen},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=START_S,
+        )
+        return asked.returncode, asked.stdout.strip()
 
     def stderr(self) -> str:
         """Everything on stderr so far."""
