@@ -160,6 +160,40 @@ async def test_clients_do_not_notice_how_many_there_are(shared: Service, era: st
             assert text_of(await client.call_tool("echo", {"text": str(number)})) == str(number)
 
 
+def test_a_question_of_one_worker_may_be_answered_to_another(shared: Service) -> None:  # R70
+    """What a call has to remember travels with its client, sealed with a key that all workers have."""
+    asked = ask_a_person(shared)
+    until = time.monotonic() + ANSWER_S
+    while len(processes_of(shared, "ask_a_person")) < WORKERS:
+        answers = {"day": {"action": "accept", "content": {"day": "Monday"}}}
+        (content,) = ask_a_person(shared, requestState=asked["requestState"], inputResponses=answers)["content"]
+        assert content["text"].startswith("remembered ")
+        assert time.monotonic() < until
+
+
+def ask_a_person(shared: Service, **answers: object) -> dict[str, Any]:
+    """A call of the modern era, over a connection of its own."""
+    prefix = "io.modelcontextprotocol/"
+    meta = {
+        f"{prefix}protocolVersion": "2026-07-28",
+        f"{prefix}clientInfo": {"name": "production-tests", "version": "1"},
+        f"{prefix}clientCapabilities": {"elicitation": {"form": {}}},
+    }
+    params = {"name": "ask_a_person", "arguments": {}, "_meta": meta, **answers}
+    answer = httpx2.post(
+        shared.url,
+        json={"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params},
+        headers={**HEADERS, "mcp-protocol-version": "2026-07-28", "mcp-method": "tools/call", "mcp-name": "ask_a_person"},
+    )
+    found: dict[str, Any] = answer.json()["result"]
+    return found
+
+
+def processes_of(shared: Service, tool: str) -> set[str]:
+    """The processes that have served calls of a tool, as the references of the calls name them."""
+    return {line["reference"].partition("-")[0] for line in shared.server.logs() if line.get("tool") == tool}
+
+
 def test_the_probe_asks_for_all_of_them(shared: Service) -> None:  # R66
     assert shared.server.probe() == (0, "ready")
 
