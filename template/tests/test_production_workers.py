@@ -183,7 +183,12 @@ def ask_a_person(shared: Service, **answers: object) -> dict[str, Any]:
     answer = httpx2.post(
         shared.url,
         json={"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params},
-        headers={**HEADERS, "mcp-protocol-version": "2026-07-28", "mcp-method": "tools/call", "mcp-name": "ask_a_person"},
+        headers={
+            **HEADERS,
+            "mcp-protocol-version": "2026-07-28",
+            "mcp-method": "tools/call",
+            "mcp-name": "ask_a_person",
+        },
     )
     found: dict[str, Any] = answer.json()["result"]
     return found

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import Field, SecretStr
+from reliability import configuration
 from reliability.configuration import (
     AddressRanges,
     Algorithms,
@@ -24,6 +27,7 @@ from reliability.configuration import (
     UserPath,
     UserPaths,
     WebAddress,
+    Workers,
     at_most,
     load_settings,
     split_keys,
@@ -44,6 +48,8 @@ class Settings(EnvironmentSettings):
     max_calls: int = Field(32, ge=1, le=10_000)
     queue: int | None = None
     stateless: bool = True
+    http_stateless: bool = True
+    http_workers: Workers = Field(1, ge=1, le=64)
     allowed_hosts: CommaSeparated = Field(default=[])
     tags: list[str] = Field(default=[])
     api_key: SecretStr = Field(default=SecretStr("x" * 20), min_length=8)
@@ -193,6 +199,17 @@ def test_a_setting_may_be_bounded_by_another(
     else:
         monkeypatch.setenv("MY_SERVER_MINIMUM", values["MINIMUM"])
         assert load_settings(Settings).minimum == 10
+
+
+def test_several_processes_keep_no_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_SERVER_HTTP_STATELESS", "false")
+    assert load_settings(Settings).http_workers == 1
+    (complaint,) = complaints(monkeypatch, HTTP_WORKERS="2")
+    assert complaint.startswith("MY_SERVER_HTTP_WORKERS='2' is not valid: a session lives in one process")
+    monkeypatch.delenv("MY_SERVER_HTTP_STATELESS")
+    assert load_settings(Settings).http_workers == 2
+    monkeypatch.setattr(configuration, "os", SimpleNamespace(name="nt", environ=os.environ))
+    assert complaints(monkeypatch, HTTP_WORKERS="2")[0].endswith("there can be only one on this system.")
 
 
 @pytest.mark.parametrize(

@@ -24,9 +24,11 @@ import uvicorn
 from mcp.server.transport_security import TransportSecurityMiddleware, TransportSecuritySettings
 from reliability import http_server
 from reliability.health import Check, Unhealthy
+from reliability.http_requests import RequestGate
 from reliability.http_server import ImpatientProtocol, allowed_host_headers
 from reliability.probes import add_probes
 from reliability.server import Limits, ReliableServer
+from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 
 if TYPE_CHECKING:
@@ -230,6 +232,43 @@ async def test_r7_a_request_that_never_arrives_in_full_is_closed(site: Site, beg
     connection = await site.connect()
     await connection.send(begun)
     assert TIMEOUT_S * 0.9 < await connection.closed_after() < TIMEOUT_S + 2
+
+
+async def test_r68_before_the_end_every_answer_closes_its_connection() -> None:
+    arrived, go_on = anyio.Event(), anyio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        arrived.set()
+        await go_on.wait()
+        await PlainTextResponse("answer")(scope, receive, send)
+
+    gate = RequestGate(
+        app, path="/mcp", stateless=True, max_request_bytes=100, max_connections=9, connections=lambda: 1
+    )
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def serve() -> None:
+        await gate({"type": "http", "method": "POST", "path": "/mcp", "headers": []}, receive, send)
+
+    def is_closed(start: dict[str, Any]) -> bool:
+        return (b"connection", b"close") in start["headers"]
+
+    go_on.set()
+    await serve()
+    go_on = anyio.Event()
+    async with anyio.create_task_group() as tasks:
+        arrived = anyio.Event()
+        tasks.start_soon(serve)
+        await arrived.wait()
+        gate.close_connections()  # one that is on its way, too
+        go_on.set()
+    assert [is_closed(message) for message in sent if message["type"] == "http.response.start"] == [False, True]
 
 
 async def test_r7_headers_without_end_are_refused(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,6 +113,19 @@ run(endless, grace_s=0.1)
     assert "ended by force" in log
 
 
+def test_r68_the_delay_before_the_grace_is_time_of_its_own(start: Callable[[str], Child]) -> None:
+    child = start("""
+async def patient(shutdown):
+    await shutdown.requested.wait()
+    await asyncio.sleep(0.8)  # more than grace and cleanup together
+    say("done")
+run(patient, grace_s=0.1, delay_s=1)
+""")
+    child.signal(signal.SIGTERM)
+    code, _ = child.end()
+    assert (code, child.said) == (0, ["ready", "done"])
+
+
 def test_r31_even_a_blocked_event_loop_cannot_swallow_a_signal(start: Callable[[str], Child]) -> None:
     child = start("""
 async def blocked(shutdown):
