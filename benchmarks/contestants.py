@@ -17,6 +17,10 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 
 
+OPEN_DOOR = {"BENCH_SERVER_HTTP_ALLOW_UNAUTHENTICATED": "true", "BENCH_SERVER_HTTP_RATE_LIMIT_PER_MINUTE": "0"}
+"""The competitors neither ask who calls nor count how often."""
+
+
 @dataclass(frozen=True)
 class Contestant:
     """One server. `stdio` and `http` are its commands; a port is appended to `http` or set in the environment."""
@@ -57,7 +61,7 @@ def contestants(directory: Path) -> Iterator[list[Contestant]]:
             "generated",
             [python, "-m", "bench_server", "stdio"],
             [python, "-m", "bench_server", "http"],
-            environment | {"PYTHONPATH": str(project / "src")},
+            environment | {"PYTHONPATH": str(project / "src")} | OPEN_DOOR,
             "BENCH_SERVER_HTTP_PORT",
         ),
         Contestant(

@@ -29,7 +29,7 @@ TOOLS = (
 def url(console_script: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Serve over HTTP."""
     log = tmp_path_factory.mktemp("http") / "stderr"
-    environment = {**os.environ, "MY_SERVER_HTTP_PORT": "0"}
+    environment = {**os.environ, "MY_SERVER_HTTP_PORT": "0", "MY_SERVER_HTTP_ALLOW_UNAUTHENTICATED": "true"}
     with log.open("wb") as stderr, subprocess.Popen([console_script, "http"], env=environment, stderr=stderr) as server:
         try:
             yield wait_for_url(log, server)

@@ -24,12 +24,17 @@ OPTIONS: dict[str, list[Any]] = {
     "api_url": ["", "https://api.example.com/v1"],
     "examples": [[], ["notes"], ["api-debugger"], ["project-auditor"]],
     "metrics": [[], ["prometheus"]],
+    "authentication": ["none", "token", "oauth"],
     "clients": [[], ["claude-code", "cursor"], ["vscode"]],
     "ci": ["github", "gitlab", "none"],
     "author_email": ["", "someone@example.com"],
 }
 # Combinations that a question refuses; `test_questions.py` says why.
-IMPOSSIBLE: list[dict[str, Any]] = [{"transports": ["stdio"], "metrics": ["prometheus"]}]
+IMPOSSIBLE: list[dict[str, Any]] = [
+    {"transports": ["stdio"], "metrics": ["prometheus"]},
+    {"transports": ["stdio"], "authentication": "token"},
+    {"transports": ["stdio"], "authentication": "oauth"},
+]
 
 _LEFT_BEHIND = shutil.ignore_patterns("__pycache__", ".*_cache", ".DS_Store")
 

@@ -89,7 +89,15 @@ def test_files_exist_where_they_were_asked_for_and_nowhere_else(every_pair: list
             "src/my_server/tools/api_debugger": "api-debugger" in answers["examples"],
             "src/my_server/tools/notes.py": "notes" in answers["examples"],
             "src/my_server/tools/project_auditor": "project-auditor" in answers["examples"],
-            "src/my_server/reliability/http_client.py": answers["api_url"] or "api-debugger" in answers["examples"],
+            "src/my_server/reliability/http_client.py": answers["api_url"]
+            or "api-debugger" in answers["examples"]
+            or answers.get("authentication") == "oauth",
+            "src/my_server/reliability/entrance.py": "http" in answers["transports"],
+            "src/my_server/reliability/authentication.py": answers.get("authentication", "none") != "none",
+            "src/my_server/reliability/static_tokens.py": answers.get("authentication") == "token",
+            "src/my_server/reliability/oauth_tokens.py": answers.get("authentication") == "oauth",
+            "tests/test_production_authentication.py": answers.get("authentication", "none") != "none",
+            "tests/production_helpers/credentials.py": answers.get("authentication", "none") != "none",
             "src/my_server/reliability/pool.py": answers["storage"] != "none",
             "src/my_server/reliability/postgres_database.py": answers["storage"] == "postgres",
             "src/my_server/reliability/prometheus.py": answers["metrics"] == ["prometheus"],
@@ -98,6 +106,25 @@ def test_files_exist_where_they_were_asked_for_and_nowhere_else(every_pair: list
             "tests/test_production_database.py": answers["storage"] != "none",
         }
         assert {name: (project / name).exists() for name in expected} == {k: bool(v) for k, v in expected.items()}
+
+
+@pytest.mark.parametrize(
+    ("answers", "is_open"),
+    [
+        ({"questionnaire": 3}, True),  # it must not stop to start by an update
+        ({"questionnaire": 3, "authentication": "token"}, False),
+        ({"authentication": "none"}, False),
+        ({}, False),
+    ],
+)
+def test_r70_only_a_server_from_before_authentication_serves_others_without_it(
+    render: Renderer, answers: dict[str, Any], is_open: bool
+) -> None:
+    project = render(preset="http", **answers)
+    text = (project / "src/my_server/settings.py").read_text(encoding="utf-8")
+    assert f"http_allow_unauthenticated: bool = Field({is_open}, " in text
+    told = (project / ".env.example").read_text(encoding="utf-8")
+    assert f"#MY_SERVER_HTTP_ALLOW_UNAUTHENTICATED={str(is_open).lower()}\n" in told
 
 
 def test_no_directory_is_empty(every_pair: list[Path]) -> None:
