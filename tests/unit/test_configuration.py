@@ -303,7 +303,7 @@ def test_a_list_that_is_not_json_is_explained_too(monkeypatch: pytest.MonkeyPatc
 
 
 @given(value=st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1))
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_value_makes_anything_but_a_sentence(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     for name in Settings.model_fields:
         with monkeypatch.context() as patch:
