@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
     from tests.deployment.docker_engine import Engine
 
+pytestmark = pytest.mark.timeout(900)
+"""Whichever test is the first waits for the engine and the images, for minutes on a busy machine."""
+
 UP_S = 180
 LIMIT_S = 60
 

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from tests.deployment.docker_engine import Engine
     from tests.render.conftest import Renderer
 
+pytestmark = pytest.mark.timeout(900)
+"""Whichever test is the first waits for the engine and the image, for minutes on a busy machine."""
+
 HEALTH = "{{.State.Health.Status}}"
 QUICK = ["--health-interval", "1s", "--health-timeout", "1s", "--health-retries", "2"]
 """The health check of the image is made for years, and not for a test."""

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from tests.deployment.docker_engine import Engine
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(900)]
+"""The first test waits for the engine and the images, for minutes on a busy machine."""
 
 CALLERS = 12
 CALL_S = 0.1
