@@ -126,6 +126,7 @@ def forgeries() -> dict[str, str]:
         "of nobody": token(iss=None),
         "of nobody in particular": token(sub=None, client_id=None),
         "an identity, no access": token(header={"typ": "logout+jwt"}),
+        "another form of the body": token(header={"crit": ["b64"], "b64": True}),
         "what must be understood": token(header={"crit": ["exp"], "exp": 1}),
         "changed": f"{head}.{encoded(claims(sub='root'))}.{signature}",
         "cut": good[:-4],

@@ -240,6 +240,14 @@ async def test_r70_tokens_of_unknown_keys_do_not_become_requests_to_the_issuer()
     await checks.verify_token(token())
 
 
+async def test_r70_a_token_of_an_algorithm_that_is_not_ours_is_refused_before_anybody_is_asked() -> None:
+    keys = Keys()
+    for what in ("alg none", "HS256 with the public key", "another algorithm than the key's"):
+        with pytest.raises(InvalidToken):
+            await verifier(keys).verify_token(FORGERIES[what])
+    assert keys.asked == 0
+
+
 async def test_r70_all_who_wait_for_the_keys_wait_for_the_same_request() -> None:
     keys = Keys()
     keys.may_answer = anyio.Event()

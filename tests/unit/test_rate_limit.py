@@ -45,6 +45,9 @@ def test_r59_what_is_remembered_is_bounded_and_those_who_ask_are_remembered() ->
         assert bucket.spend(number) == 0
         assert bucket.spend("asks all the time") == 0
     assert bucket.spend("asks all the time") > 0
+    for _ in range(1000):
+        assert bucket.spend("new") == 0
+    assert bucket.spend("new") > 0
     assert bucket.statistics().clients == 10
 
 
