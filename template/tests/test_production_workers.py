@@ -29,6 +29,10 @@ WORKERS = 2
 CLIENTS = 8
 EXIT_S = 1.0
 """How long idle workers may take to end."""
+LEAVE_S = 4.0
+"""How long a worker may take that leaves alone."""
+DELAY_S = 4
+"""How long clients are given to notice a stop: time enough on a busy machine."""
 HANG_S = 1
 HEADERS = {
     "content-type": "application/json",
@@ -249,13 +253,13 @@ def hang_up_on(shared: Service, tool: str) -> None:
 
 async def test_a_service_that_stops_loses_no_call(tmp_path: Path) -> None:  # R68
     """Its clients look at `/readyz`, as a load balancer does, and the service gives them the time."""
-    settings = {"HTTP_WORKERS": WORKERS, "SHUTDOWN_DELAY_S": 1, "HEARTBEAT_PATH": tmp_path / "beat"}
+    settings = {"HTTP_WORKERS": WORKERS, "SHUTDOWN_DELAY_S": DELAY_S, "HEARTBEAT_PATH": tmp_path / "beat"}
     with ServerProcess("http", settings) as server:
         service = await anyio.to_thread.run_sync(Service, server)
         slow: list[httpx2.Response] = []
 
         async def call_slowly() -> None:
-            slow.append(await anyio.to_thread.run_sync(lambda: service.call("sleep", seconds=2, mark="in flight")))
+            slow.append(await anyio.to_thread.run_sync(lambda: service.call("sleep", seconds=DELAY_S + 2, mark="x")))
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(call_slowly)
@@ -263,12 +267,12 @@ async def test_a_service_that_stops_loses_no_call(tmp_path: Path) -> None:  # R6
             async with load(service.url) as clients:
                 server.signal(signal.SIGTERM)
                 await server.logged("stopping")
-                await goes_on(clients)
+                await goes_on(clients, CLIENTS)
                 ready = await anyio.to_thread.run_sync(service.get, "/readyz")
                 assert (ready.status_code, ready.json()["reason"]) == (503, "the server is stopping")
-                assert (await anyio.to_thread.run_sync(server.probe))[0] == 1
-        assert clients.lost == {}
-        assert slow[0].json()["result"]["content"][0]["text"] == "slept in flight"
+            assert clients.lost == {}
+            assert (await anyio.to_thread.run_sync(server.probe))[0] == 1
+        assert slow[0].json()["result"]["content"][0]["text"] == "slept x"
         assert await server.ends(within_s=EXIT_S) == 0
         assert [line["event"] for line in server.logs()].count("cleanup is complete") == WORKERS
 
@@ -286,7 +290,7 @@ def test_workers_end_with_their_parent_and_finish_their_calls() -> None:  # R68
             server.process.kill()
             calling.result(ANSWER_S)
         assert answers[0].status_code == 200
-        until = time.monotonic() + 2 + BUSY_MACHINE_S
+        until = time.monotonic() + LEAVE_S + BUSY_MACHINE_S
         while [line["event"] for line in server.logs()].count("cleanup is complete") < WORKERS:
             assert time.monotonic() < until, pids
             time.sleep(0.01)

@@ -43,7 +43,7 @@ _SESSION_IDLE_S = 300.0
 _DEFAULT_PORT = 80
 _END_S = 1
 """Time for the answers of calls that the end of the grace period ended; then uvicorn drops them, with a traceback."""
-_LINGER_S = 1.0
+_LINGER_S = 3.0
 """Time for clients to turn to other workers, when this one leaves alone."""
 _MAX_HEAD_BYTES = 65_536
 
