@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from .declarations import tool
 from .health import HealthReport
@@ -30,19 +30,24 @@ class Metrics:
     """Those that did not answer in time: what they have counted is not in the figures."""
 
 
-def built_in_tools(
-    ask_health: Callable[[], Awaitable[HealthReport]], ask_metrics: Callable[[], Awaitable[Metrics]]
-) -> tuple[Callable[[], Awaitable[Any]], ...]:
+class Service(Protocol):
+    """What the tools ask, at every call anew: where the service is several processes, it is told so later."""
+
+    ask_health: Callable[[], Awaitable[HealthReport]]
+    ask_metrics: Callable[[], Awaitable[Metrics]]
+
+
+def built_in_tools(service: Service) -> tuple[Callable[[], Awaitable[Any]], ...]:
     """Make the declared functions."""
 
     @tool(name=HEALTH, title="Health check", read_only=True)
     async def health_check() -> HealthReport:
         """Tell whether this server and what it depends on are well."""
-        return await ask_health()
+        return await service.ask_health()
 
     @tool(name=METRICS, title="Metrics", read_only=True)
     async def get_metrics() -> Metrics:
         """Show how many calls were made since the start, how they ended, how long they took, and what they used."""
-        return await ask_metrics()
+        return await service.ask_metrics()
 
     return health_check, get_metrics

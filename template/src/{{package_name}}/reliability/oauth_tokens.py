@@ -26,7 +26,7 @@ from starlette.responses import JSONResponse, Response
 
 from .allowed_hosts import AllowedHosts
 from .authentication import Authentication, InvalidToken
-from .circuit_breaker import CircuitBreakerConfig
+from .circuit_breaker_config import CircuitBreakerConfig
 from .deadlines import deadline
 from .dependency import Dependency, DependencyLimits
 from .errors import DependencyFailed

@@ -33,7 +33,7 @@ from pydantic import AnyUrl
 
 from .built_in_tools import BUILT_IN, HEALTH, Metrics, built_in_tools
 from .errors import ToolFailure
-from .health import Check, HealthMonitor
+from .health import Check, HealthMonitor, HealthReport
 from .load_shedding import LoadShedder
 from .masking import (
     failed_result,
@@ -235,7 +235,7 @@ class ReliableServer(RegisteringServer[AppT], Generic[AppT]):
         return store
 
     def _add_built_in_tools(self) -> None:
-        for function in built_in_tools(lambda: self.ask_health(), lambda: self.ask_metrics()):
+        for function in built_in_tools(self):
             self.register(function)
         patience_s = self.limits.health_check_timeout_s + 2  # a check that hangs is an answer, too
         self._timeouts_s[HEALTH] = max(self.limits.tool_timeout_s, patience_s)
