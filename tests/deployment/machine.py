@@ -38,13 +38,21 @@ mount -o remount,bind,ro /proc/sys
 mount -t tmpfs none /run
 mount -t tmpfs none /mnt
 cd /mnt
-mkdir -p dev/shm dev/pts opt units etc.upper etc.work var.upper var.work
-for name in null zero full random urandom tty; do touch dev/$name; mount --bind /dev/$name dev/$name; done
+mkdir -p dev opt units etc.upper etc.work var.upper var.work
+mount -t tmpfs none dev
+for device in null:1:3 zero:1:5 full:1:7 random:1:8 urandom:1:9 tty:5:0; do
+    mknod -m 666 dev/${device%%:*} c $(echo ${device#*:} | tr : " ")
+done
+mkdir dev/pts dev/shm dev/mqueue
+mount -t devpts -o newinstance,ptmxmode=0666 none dev/pts
+mount -t tmpfs none dev/shm
+mount -t mqueue none dev/mqueue
+ln -s pts/ptmx dev/ptmx
 ln -s /proc/self/fd dev/fd
 ln -s fd/0 dev/stdin
 ln -s fd/1 dev/stdout
 ln -s fd/2 dev/stderr
-mount --rbind dev /dev
+mount --move dev /dev
 mount --bind opt /opt
 for name in etc var; do
     mount -t overlay overlay -o lowerdir=/$name,upperdir=$name.upper,workdir=$name.work /$name
@@ -56,8 +64,9 @@ printf '[Unit]\\nDefaultDependencies=no\\nRequires=basic.target systemd-journald
 cp /lib/systemd/system/systemd-journald.service /lib/systemd/system/systemd-journald.socket units
 mkdir -p /etc/systemd/journald.conf.d
 printf '[Journal]\\nAudit=no\\nReadKMsg=no\\nStorage=volatile\\n' >/etc/systemd/journald.conf.d/machine.conf
+mount --make-rshared /
 export container=other SYSTEMD_UNIT_PATH=/etc/systemd/system:/mnt/units SYSTEMD_GENERATOR_PATH=
-exec /lib/systemd/systemd --system --unit=machine.target --log-target=console --show-status=no
+exec /lib/systemd/systemd --system --unit=machine.target --log-target=journal-or-kmsg --show-status=no
 """
 
 
