@@ -61,16 +61,24 @@ async def test_r70_a_token_of_the_file_lets_its_holder_in_and_is_then_forgotten(
     assert ALICE not in repr(await tokens.verify_token(ALICE))
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        *("", "x", ALICE[:-1], ALICE + "x", ALICE.upper(), f" {ALICE}", make_token("alice")[0], ALICES_LINE),
-        *(hashlib.sha256(ALICE.encode()).hexdigest(), ALICES_LINE.partition(":")[2]),
-    ],
-)
+WRONG = {
+    "empty": "",
+    "short": "x",
+    "cut": ALICE[:-1],
+    "longer": ALICE + "x",
+    "in capitals": ALICE.upper(),
+    "after a space": f" {ALICE}",
+    "of another": make_token("alice")[0],
+    "the line": ALICES_LINE,
+    "its hash": hashlib.sha256(ALICE.encode()).hexdigest(),
+    "the line's hash": ALICES_LINE.partition(":")[2],
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
 async def test_r70_no_other_token_does(file: File, wrong: str) -> None:
     with pytest.raises(InvalidToken, match=r"^unknown token$"):  # nothing of it
-        await file.tokens().verify_token(wrong)
+        await file.tokens().verify_token(WRONG[wrong])
 
 
 async def test_r70_a_password_cannot_take_the_place_of_a_token(file: File) -> None:
