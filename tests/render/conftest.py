@@ -23,17 +23,28 @@ OPTIONS: dict[str, list[Any]] = {
     "storage": ["none", "sqlite", "postgres"],
     "api_url": ["", "https://api.example.com/v1"],
     "examples": [[], ["notes"], ["api-debugger"], ["project-auditor"]],
-    "metrics": [[], ["prometheus"]],
+    "metrics": [[], ["prometheus"], ["prometheus", "grafana"]],
     "authentication": ["none", "token", "oauth"],
+    "deployment": [
+        [],
+        ["container"],
+        ["container", "compose"],
+        ["container", "kubernetes", "pm2"],
+        ["systemd", "supervisord"],
+    ],
     "clients": [[], ["claude-code", "cursor"], ["vscode"]],
     "ci": ["github", "gitlab", "none"],
     "author_email": ["", "someone@example.com"],
 }
 # Combinations that a question refuses; `test_questions.py` says why.
 IMPOSSIBLE: list[dict[str, Any]] = [
-    {"transports": ["stdio"], "metrics": ["prometheus"]},
-    {"transports": ["stdio"], "authentication": "token"},
-    {"transports": ["stdio"], "authentication": "oauth"},
+    {"transports": ["stdio"], name: value}
+    for name, values in [
+        ("metrics", OPTIONS["metrics"][1:]),
+        ("authentication", ["token", "oauth"]),
+        ("deployment", OPTIONS["deployment"][2:]),
+    ]
+    for value in values
 ]
 
 _LEFT_BEHIND = shutil.ignore_patterns("__pycache__", ".*_cache", ".DS_Store")

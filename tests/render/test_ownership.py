@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 FIRST, SECOND = "v1.0.0", "v1.1.0"
 
-NEXT_QUESTIONNAIRE = 4
+NEXT_QUESTIONNAIRE = 5
 NEW_QUESTION = f"""
 manual:
   type: str

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 RUNTIME = ("mcp", "anyio", "asyncpg", "httptools", "prometheus-client", "pydantic", "uvicorn")
 GITHUB = "https://api.github.com"
 NOTES = ["notes"]
+TARGETS = ["container", "compose", "kubernetes", "systemd", "supervisord", "pm2"]
 EXAMPLES = ["notes", "api-debugger", "project-auditor"]
 
 
@@ -42,40 +43,88 @@ def test_no_feature_is_used_that_needs_trust(root: Path) -> None:
 @pytest.mark.parametrize(
     ("preset", "expected"),
     [
-        ("stdio", (["stdio"], "sqlite", GITHUB, NOTES, [], ["claude-code"], "github")),
-        ("http", (["http"], "postgres", GITHUB, NOTES, ["prometheus"], ["claude-code"], "github")),
+        (
+            "stdio",
+            {
+                "transports": ["stdio"],
+                "storage": "sqlite",
+                "api_url": GITHUB,
+                "examples": NOTES,
+                "metrics": [],
+                "deployment": ["container"],
+                "clients": ["claude-code"],
+                "ci": "github",
+            },
+        ),
+        (
+            "http",
+            {
+                "transports": ["http"],
+                "storage": "postgres",
+                "api_url": GITHUB,
+                "examples": NOTES,
+                "metrics": ["prometheus"],
+                "authentication": "token",
+                "deployment": ["container", "compose", "kubernetes"],
+                "clients": ["claude-code"],
+                "ci": "github",
+            },
+        ),
         (
             "full",
-            (
-                ["stdio", "http"],
-                "postgres",
-                GITHUB,
-                EXAMPLES,
-                ["prometheus"],
-                ["claude-code", "cursor", "vscode"],
-                "github",
-            ),
+            {
+                "transports": ["stdio", "http"],
+                "storage": "postgres",
+                "api_url": GITHUB,
+                "examples": EXAMPLES,
+                "metrics": ["prometheus", "grafana"],
+                "authentication": "oauth",
+                "deployment": TARGETS,
+                "clients": ["claude-code", "cursor", "vscode"],
+                "ci": "github",
+            },
         ),
-        ("minimal", (["stdio"], "none", "", NOTES, [], [], "none")),
+        (
+            "minimal",
+            {
+                "transports": ["stdio"],
+                "storage": "none",
+                "api_url": "",
+                "examples": NOTES,
+                "metrics": [],
+                "deployment": [],
+                "clients": [],
+                "ci": "none",
+            },
+        ),
     ],
 )
-def test_a_preset_sets_the_defaults(render: Renderer, preset: str, expected: tuple[object, ...]) -> None:
+def test_a_preset_sets_the_defaults(render: Renderer, preset: str, expected: dict[str, object]) -> None:
     answers = recorded(render(preset=preset))
-    names = ("transports", "storage", "api_url", "examples", "metrics", "clients", "ci")
-    assert tuple(answers[name] for name in names) == expected
+    assert {name: answers[name] for name in expected} == expected
+    assert ("authentication" in answers) == ("authentication" in expected)  # it is asked with http alone
 
 
 def test_a_preset_leaves_out_what_its_transports_cannot_do(render: Renderer) -> None:
-    assert recorded(render(preset="http", transports=["stdio"]))["metrics"] == []
+    for preset in ("http", "full"):
+        answers = recorded(render(preset=preset, transports=["stdio"]))
+        assert (answers["metrics"], answers["deployment"]) == ([], ["container"])
+        assert "authentication" not in answers
 
 
 def test_a_project_of_the_first_questionnaire_keeps_what_it_was(render: Renderer) -> None:
     """An update asks nothing: the later questions answer themselves with what the older template did."""
     for preset in ("stdio", "http", "full", "minimal"):
         answers = recorded(render(preset=preset, questionnaire=1))
-        later = tuple(answers[name] for name in ("storage", "api_url", "examples", "metrics"))
-        assert later == ("none", "", NOTES, [])
+        later = tuple(answers[name] for name in ("storage", "api_url", "examples", "metrics", "deployment"))
+        assert later == ("none", "", NOTES, [], [])
         assert answers.get("watchdog", False) is False
+        assert answers.get("authentication", "none") == "none"
+
+
+def test_a_project_of_the_third_questionnaire_keeps_what_it_was(render: Renderer) -> None:
+    answers = recorded(render(preset="full", questionnaire=3))
+    assert (answers["metrics"], answers["authentication"], answers["deployment"]) == (["prometheus"], "none", [])
 
 
 def test_an_answer_beats_the_preset(render: Renderer) -> None:
@@ -90,6 +139,8 @@ def test_a_preset_does_nothing_but_set_defaults(render: Renderer) -> None:
         "api_url": "https://api.example.com/v1",
         "examples": [],
         "metrics": ["prometheus"],
+        "authentication": "token",
+        "deployment": ["container", "systemd"],
         "clients": ["cursor"],
         "ci": "gitlab",
     }
@@ -102,7 +153,7 @@ def test_a_preset_does_nothing_but_set_defaults(render: Renderer) -> None:
 
 def test_the_number_of_the_questionnaire_is_recorded_and_computed_values_are_not(render: Renderer) -> None:
     answers = recorded(render())
-    assert answers["questionnaire"] == 3
+    assert answers["questionnaire"] == 4
     assert not set(answers) & {"stdlib_modules", "python_keywords", "dependency_modules"}
     assert not set(answers) & {"calls_http", "reads_files", "has_dependencies", "supervised"}
 
@@ -168,6 +219,15 @@ def test_the_address_of_an_api_is_recorded_as_given(render: Renderer, address: s
         ({"examples": ["todo"]}, "Invalid choice for 'examples'"),
         ({"metrics": ["graphite"]}, "Invalid choice for 'metrics'"),
         ({"transports": ["stdio"], "metrics": ["prometheus"]}, "Prometheus needs the transport http"),
+        ({"transports": ["http"], "metrics": ["grafana"]}, "Grafana needs prometheus"),
+        ({"transports": ["stdio"], "authentication": "token"}, "Authentication needs the transport http"),
+        ({"transports": ["http"], "authentication": "password"}, "Invalid choice for 'authentication'"),
+        ({"deployment": ["cloud"]}, "Invalid choice for 'deployment'"),
+        (
+            {"transports": ["stdio"], "deployment": ["container", "systemd", "pm2"]},
+            "Without the transport http leave out systemd, pm2",
+        ),
+        ({"transports": ["http"], "deployment": ["kubernetes"]}, "compose and kubernetes need container"),
         ({"ci": "jenkins"}, "Invalid choice for 'ci'"),
     ],
 )
