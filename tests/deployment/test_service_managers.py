@@ -181,7 +181,7 @@ class Supervisord:
         self.change("/etc/my-server", str(project / "secrets"))
         self.change("user=my-server", f"user={psutil.Process().username()}")
         self.change("startsecs=10", "startsecs=1")
-        self.change("startretries=10", "startretries=2")
+        self.change("startretries=10", "startretries=1")
         (directory / "main.conf").write_text(MAIN.format(directory=directory))
 
     def change(self, old: str, new: str) -> None:
@@ -464,25 +464,22 @@ def systemd(service: tuple[Machine, int, str]) -> Iterator[Systemd]:
 
 def test_a_server_that_has_ended_is_started_again_and_one_that_is_stopped_is_not(manager: Manager) -> None:  # R68, R70
     manager.start()
-    manager.caller.wait()
+    until(lambda: len(events(manager, "ready")) == 1)
     first = manager.pid()
     manager.signal(signal.SIGKILL)
-    until(lambda: manager.pid() not in (0, first))
-    manager.caller.wait()
+    until(lambda: len(events(manager, "ready")) == 2)
     second = manager.pid()
     with contextlib.suppress(httpx2.HTTPError):
         manager.caller.post("leave", code=75)
-    until(lambda: manager.pid() not in (0, second))
-    manager.caller.wait()
+    until(lambda: len(events(manager, "ready")) == 3)
+    assert len({first, second, manager.pid(), 0}) == 4
     assert manager.starts() == 3
     stop_with_a_call_in_flight(manager)
-    until(lambda: len(events(manager, "ready")) == 3)
     assert manager.stray() == ""
 
 
 def test_a_stop_waits_for_the_workers(manager: Manager) -> None:  # R68
     manager.start(HTTP_WORKERS=2)
-    manager.caller.wait()
     until(lambda: len(events(manager, "ready")) == 3)  # the parent's, too
     stop_with_a_call_in_flight(manager)
     assert manager.starts() == 1
@@ -492,7 +489,7 @@ def test_a_stop_waits_for_the_workers(manager: Manager) -> None:  # R68
 def stop_with_a_call_in_flight(manager: Manager) -> None:
     """Have the manager stop the server while a call runs, which must get its answer."""
     answers: list[Any] = []
-    call = threading.Thread(target=lambda: answers.append(manager.caller.call("sleep", seconds=1.5)))
+    call = threading.Thread(target=lambda: answers.append(manager.caller.call("sleep", seconds=1)))
     call.start()
     until(lambda: in_flight(manager.caller))
     manager.stop()
@@ -507,9 +504,9 @@ def test_a_wrong_setting_is_not_tried_for_ever(manager: Manager) -> None:
     manager.start(TOOL_TIMEOUT_S=-1)
     until(manager.is_given_up)
     tries = manager.starts()
-    assert tries == (3 if isinstance(manager, Supervisord) else 1)
+    assert tries == (2 if isinstance(manager, Supervisord) else 1)
     assert manager.stray().count("TOOL_TIMEOUT_S") == (tries if isinstance(manager, Systemd) else 0)
-    time.sleep(2)
+    time.sleep(1)
     assert manager.starts() == tries
 
 
