@@ -28,10 +28,10 @@ import anyio
 
 from .listener import bracketed, listen
 from .memory_limit import EXIT_MEMORY
+from .process_contract import EXIT_CONFIGURATION
 from .restart_policy import RestartPolicy
 from .service_notify import ServiceNotifier
 from .shutdown import CLEANUP_S, Shutdown, end_process
-from .startup import EXIT_CONFIGURATION
 from .workers_link import BEAT_S, WORKER, Link, Member, Message
 
 logger = logging.getLogger(__name__)
