@@ -69,7 +69,7 @@ def test_every_question_has_a_sentence_of_help(real: Real) -> None:
     assert [option["name"] for option in options if not option["help"].endswith((".", "?"))] == []
 
 
-OF_ONE_TRANSPORT = {"watchdog"}
+OF_ONE_TRANSPORT = {"authentication", "watchdog"}
 """Questions that are asked and recorded with one transport alone."""
 
 
@@ -83,12 +83,17 @@ def test_the_defaults_of_a_preset_are_shown(real: Real, preset: str) -> None:
     assert set(shown) - set(asked) <= OF_ONE_TRANSPORT
 
 
+NEEDS = {"grafana": ["prometheus"], "compose": ["container"], "kubernetes": ["container"]}
+"""What a choice is refused without."""
+
+
 def test_every_choice_can_be_given(real: Real) -> None:
     for option in json.loads(real("options", "--json")):
         for number, choice in enumerate(option["choices"]):
             if option["name"] == "preset":
                 continue
             name = f"{option['name'].replace('_', '-')}-{number}"
-            given = ("--preset", "full", "--data", f"{option['name']}={choice}")
+            answer = [*NEEDS.get(choice, []), choice]
+            given = ("--preset", "full", "--data", f"{option['name']}={','.join(answer)}")
             real("new", name, "--yes", "--no-lock", "--no-git", *given)
-            assert recorded(Path(name))[option["name"]] == ([choice] if option["multiple"] else choice)
+            assert recorded(Path(name))[option["name"]] == (answer if option["multiple"] else choice)

@@ -27,8 +27,7 @@ from typing import Any, NoReturn
 import anyio
 
 from .listener import bracketed, listen
-from .memory_limit import EXIT_MEMORY
-from .process_contract import EXIT_CONFIGURATION
+from .process_contract import EXIT_CONFIGURATION, EXIT_MEMORY
 from .restart_policy import RestartPolicy
 from .service_notify import ServiceNotifier
 from .shutdown import CLEANUP_S, Shutdown, end_process
