@@ -236,6 +236,7 @@ async def test_a_worker_that_is_stuck_is_replaced_while_the_others_serve(shared:
     before = shared.recovers()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(anyio.to_thread.run_sync, hang_up_on, shared, "block_the_loop")
+        await shared.server.logged("block_the_loop begins")  # what it has taken before, it takes along
         for _ in range(20):
             answer = await anyio.to_thread.run_sync(lambda: shared.call("echo", text="x"))
             assert answer.status_code == 200  # a connection that the stuck one had taken would not be answered
