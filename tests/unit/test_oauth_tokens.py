@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -169,14 +168,31 @@ async def test_clocks_may_differ_a_little() -> None:
 
 
 async def test_r70_keys_that_are_weak_or_for_something_else_are_not_used() -> None:
-    assert await Keys(public_key(bits=1024)).ring().get("k0", "RS256") is None
-    assert await Keys(public_key(use="enc")).ring().get("k0", "RS256") is None
-    assert await Keys(public_key(use=None, key_ops=["encrypt"])).ring().get("k0", "RS256") is None
+    other = public_key("k1", number=1)
+    assert await Keys(public_key(bits=1024), other).ring().get("k0", "RS256") is None
+    assert await Keys(public_key(use="enc"), other).ring().get("k0", "RS256") is None
+    assert await Keys(public_key(use=None, key_ops=["encrypt"]), other).ring().get("k0", "RS256") is None
     assert await Keys(public_key(use=None, key_ops=["verify"])).ring().get("k0", "RS256") is not None
-    assert await Keys({"kty": "oct", "k": "c2VjcmV0", "kid": "k0", "alg": "HS256"}).ring().get("k0", "HS256") is None
+    secret = {"kty": "oct", "k": "c2VjcmV0", "kid": "k0", "alg": "HS256"}
+    assert await Keys(secret, other).ring().get("k0", "HS256") is None
 
 
-@pytest.mark.parametrize("strange", [None, 5, "key", [], {}, {"kty": "RSA"}, {"kty": "RSA", "kid": 5}, {"kty": []}])
+@pytest.mark.parametrize("name", ["use", "key_ops", "alg", "x5u"])
+async def test_r4_what_an_issuer_writes_as_null_is_absent(name: str) -> None:
+    ring = Keys({**public_key(), name: None}).ring()
+    assert await ring.get("k0", "RS256") is not None
+    assert (await ring.get("k0", "RS512") is not None) == (name == "alg")
+
+
+STRANGE = [
+    *(None, 5, "key", [], {}, {"kty": "RSA"}, {"kty": "RSA", "kid": 5}, {"kty": []}),
+    *(public_key("k1", number=1, key_ops=operations) for operations in (5, True, {}, "verify", [[]], [None])),
+    {**public_key("k1", number=1), "key_ops": None},
+    *({**public_key("k1", number=1), name: []} for name in ("use", "alg", "n", "e", "kid")),
+]
+
+
+@pytest.mark.parametrize("strange", STRANGE)
 async def test_r4_a_strange_key_does_not_hide_the_others(strange: Any) -> None:
     assert await Keys(strange, public_key(), strange).ring().get("k0", "RS256") is not None
 
@@ -325,12 +341,24 @@ async def test_r70_an_issuer_that_hangs_holds_a_call_for_seconds_only(monkeypatc
     await anyio.wait_all_tasks_blocked()
 
 
-async def test_an_issuer_without_a_key_of_use_is_told(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("published", [[], [{"kty": "oct", "k": "c2VjcmV0"}], [None]])
+async def test_r70_an_issuer_without_a_key_of_use_has_failed_and_known_keys_do(published: list[Any]) -> None:
     keys = Keys()
-    keys.keys = []
-    with caplog.at_level(logging.WARNING), pytest.raises(InvalidToken):
-        await verifier(keys).verify_token(token())
-    assert "no key that can be used" in caplog.text
+    checks = verifier(keys)
+    good, keys.keys = keys.keys, published
+    for _ in range(3):  # "later", and not "no"
+        with pytest.raises(DependencyFailed):
+            await checks.verify_token(token())
+    assert keys.asked == 1
+    keys.keys = good
+    keys.clock.now += 10
+    await checks.verify_token(token())
+    keys.keys = published
+    keys.clock.now += 301
+    for _ in range(3):
+        await checks.verify_token(token())
+        await anyio.wait_all_tasks_blocked()
+    assert keys.asked == 3
 
 
 # ---- where the keys are --------------------------------------------------------------------------------------------

@@ -6,7 +6,8 @@ shared secret can be on it.
 
 The keys are fetched when the first token comes, and again every five minutes; meanwhile, and while the issuer cannot be
 reached, those that are known do. A token that names another key has them fetched once more, but not more often than
-every ten seconds, however many such tokens come. While nothing is known the answer is "later" and not "no".
+every ten seconds, however many such tokens come. While nothing is known the answer is "later" and not "no". An issuer
+that publishes nothing that can be used has failed like one that cannot be reached: what was known stays valid.
 """
 
 from __future__ import annotations
@@ -248,10 +249,10 @@ class SigningKeys:
             found = await self._fetch()
         finally:
             self._is_fetching = False
-        self._has_failed = False
-        self._keys, self._fetched_at = _usable(found, self._algorithms), self._clock()
-        if not self._keys:
-            logger.warning("the issuer has no key that can be used")
+        keys = _usable(found, self._algorithms)
+        if not keys:
+            raise DependencyFailed("issuer", "The issuer has no key that can be used.", retry_after_s=self._left_s())
+        self._keys, self._fetched_at, self._has_failed = keys, self._clock(), False
 
 
 def _usable(found: list[Any], algorithms: frozenset[str]) -> dict[tuple[str | None, str], list[jwt.PyJWK]]:
@@ -268,7 +269,9 @@ def _keys_in(data: Any, algorithms: frozenset[str]) -> Iterable[jwt.PyJWK]:
     """What a JSON web key is good for: one algorithm, or for RSA several if it does not say which."""
     if not isinstance(data, dict) or not isinstance(data.get("kid"), str | None):
         return
-    if data.get("use", "sig") != "sig" or "verify" not in data.get("key_ops", ["verify"]):
+    data = {name: value for name, value in data.items() if value is not None}  # some issuers write null for "none"
+    operations = data.get("key_ops", ["verify"])
+    if data.get("use", "sig") != "sig" or not isinstance(operations, list) or "verify" not in operations:
         return
     for name in _OF_RSA if data.get("kty") == "RSA" and "alg" not in data else [None]:
         try:
