@@ -225,12 +225,16 @@ def test_r59_who_tries_tokens_does_not_fill_the_disk(caplog: pytest.LogCaptureFi
         ("127.0.0.1", True),
         ("127.5.5.5", True),
         ("::1", True),
-        ("localhost", True),
+        ("::ffff:127.0.0.1", True),
+        ("::ffff:192.0.2.1", False),
         ("0.0.0.0", False),  # noqa: S104
         ("::", False),
         ("192.0.2.1", False),
         ("fe80::1", False),
-        ("no-such-name.invalid", True),  # nothing can listen there
+        ("fe80::1%eth0", False),
+        ("*", False),
+        ("", False),
+        ("localhost", False),  # a name, of which nobody knows what it stands for
     ],
 )
 def test_r70_only_an_address_of_this_machine_is_local(host: str, local: bool) -> None:
@@ -243,25 +247,25 @@ ANYBODY = Authentication(verifier=Verifier())
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])  # noqa: S104
 def test_r70_a_server_that_asks_nobody_does_not_listen_to_others(host: str, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ConfigurationError) as caught:
-        Entrance(settings_prefix="MY_").check(host)
+        Entrance(settings_prefix="MY_").check(host, host)
     assert str(caught.value) == (
         f"MY_HTTP_HOST={host} is reached from other machines, and nobody is asked who he is: "
         "set it to 127.0.0.1, or MY_HTTP_ALLOW_UNAUTHENTICATED=true to let everybody in."
     )
     assert not caplog.text
-    Entrance(allow_unauthenticated=True).check(host)
+    Entrance(allow_unauthenticated=True).check(host, host)
     assert "everybody who reaches this address may call" in caplog.text
     caplog.clear()
-    Entrance(authentication=ANYBODY).check(host)
+    Entrance(authentication=ANYBODY).check(host, host)
     assert not caplog.text
 
 
 def test_r70_a_server_that_is_meant_to_ask_does_not_start_without(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ConfigurationError, match=r"^MY_HTTP_TOKENS_PATH is not set: .*MY_HTTP_ALLOW_UNAUTHENTICATED"):
-        Entrance(wanted="HTTP_TOKENS_PATH", settings_prefix="MY_").check("127.0.0.1")
-    Entrance(wanted="HTTP_TOKENS_PATH", allow_unauthenticated=True).check("127.0.0.1")
-    Entrance(wanted="HTTP_TOKENS_PATH", authentication=ANYBODY).check("127.0.0.1")
-    Entrance().check("127.0.0.1")
+        Entrance(wanted="HTTP_TOKENS_PATH", settings_prefix="MY_").check("localhost", "127.0.0.1")
+    Entrance(wanted="HTTP_TOKENS_PATH", allow_unauthenticated=True).check("localhost", "127.0.0.1")
+    Entrance(wanted="HTTP_TOKENS_PATH", authentication=ANYBODY).check("localhost", "127.0.0.1")
+    Entrance().check("localhost", "127.0.0.1")
     assert not caplog.text
 
 

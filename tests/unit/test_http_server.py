@@ -16,7 +16,7 @@ import threading
 import time
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import anyio
 import pytest
@@ -48,6 +48,7 @@ def accepts(headers: list[str], host: str) -> bool:
         ("127.0.0.1", 8000, [], ["127.0.0.1:8000", "localhost:8000", "[::1]:8000"], ["127.0.0.1", "localhost", "evil"]),
         ("0.0.0.0", 8000, [], ["127.0.0.1:8000"], ["0.0.0.0:8000", "evil:8000", "10.0.0.1:8000"]),
         ("::", 8000, [], ["[::1]:8000"], ["[::]:8000", "evil:8000"]),
+        ("*", 8000, [], ["127.0.0.1:8000"], ["*:8000", "evil:8000"]),
         ("10.0.0.1", 8000, [], ["10.0.0.1:8000", "localhost:8000"], ["10.0.0.1", "10.0.0.1:80", "10.0.0.11:8000"]),
         ("fd00::1", 8000, [], ["[fd00::1]:8000"], ["fd00::1:8000", "[fd00::1]"]),
         ("0.0.0.0", 8000, ["api.example.com"], ["api.example.com", "api.example.com:8000"], ["api.example.com:81"]),
@@ -464,6 +465,26 @@ def test_r70_a_port_that_is_taken_is_told_in_a_sentence_with_exit_code_two() -> 
     (line,) = done.stderr.decode().splitlines()
     assert json.loads(line)["event"].startswith("cannot listen: ")
     assert json.loads(line)["port"] == port
+
+
+@pytest.mark.parametrize(
+    ("host", "told"),
+    [
+        ("*", "refused: HTTP_HOST=* is reached from other machines"),
+        ("0", "refused: HTTP_HOST=0 is reached from other machines"),
+        ("a" * 64, "cannot listen: "),
+        ("a..b", "cannot listen: "),
+        ("no-such-name.invalid", "cannot listen: "),
+    ],
+)
+def test_r70_what_is_listened_on_counts_and_not_what_the_setting_looks_like(
+    host: str, told: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(http_server, "end_process", sys.exit)
+    with pytest.raises(SystemExit) as caught:
+        http_server.run_http(cast("Any", None), http_server.HttpOptions(host=host, port=0))
+    assert caught.value.code == 2
+    assert told in caplog.text
 
 
 def socket_in_use() -> Any:

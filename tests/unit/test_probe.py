@@ -129,7 +129,7 @@ def test_r66_nobody_on_the_port_is_unhealthy() -> None:
         ask("127.0.0.1", port, live=False, timeout_s=5)
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "127.0.0.1", "localhost", ""])  # noqa: S104
+@pytest.mark.parametrize("host", ["0.0.0.0", "*", "127.0.0.1", "localhost", ""])  # noqa: S104
 def test_r66_a_server_on_every_address_is_asked_on_this_machine(host: str) -> None:
     with answering(READY) as server:
         assert ask(host, server.port, live=False, timeout_s=5) == "ready"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -46,15 +45,19 @@ class Entrance:
     trusted_proxies: Sequence[str] = ()
     settings_prefix: str = ""
 
-    def check(self, host: str) -> None:
+    def check(self, host: str, address: str) -> None:
         """Refuse to let everybody in where nobody has said so.
+
+        Args:
+            host: The setting, for texts.
+            address: What is really listened on: a name may stand for one thing now and for another a moment later.
 
         Raises:
             ConfigurationError: The server would ask nobody who he is; names the settings.
         """
         if self.authentication is not None:
             return
-        is_local = is_loopback(host)
+        is_local = is_loopback(address)
         if not self.allow_unauthenticated and (self.wanted or not is_local):
             raise ConfigurationError(self._refusal(host))
         if not is_local:
@@ -84,10 +87,11 @@ class Entrance:
         return TrustedProxies(app, self.trusted_proxies) if self.trusted_proxies else app
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches it; so is what cannot be resolved, because nothing can listen there."""
+def is_loopback(address: str) -> bool:
+    """Whether only this machine reaches it; never so for what is no address."""
     try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError:
-        return True
-    return all(ipaddress.ip_address(address[0]).is_loopback for *_, address in found)
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
+    return (mapped or found).is_loopback

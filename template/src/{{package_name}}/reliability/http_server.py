@@ -92,12 +92,12 @@ def run_http(server: ReliableServer[Any], options: HttpOptions, worker: Worker |
         worker: This process as one of several that listen on the same socket.
     """
     try:
-        options.entrance.check(options.host)
         listener = listen(options.host, options.port) if worker is None else worker.listener
+        options.entrance.check(options.host, listener.getsockname()[0])
     except ConfigurationError as error:
         logger.error("refused: %s", error)  # noqa: TRY400 - nobody needs the traceback
         end_process(EXIT_CONFIGURATION)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         logger.error("cannot listen: %s", error, extra={"host": options.host, "port": options.port})  # noqa: TRY400
         end_process(EXIT_CONFIGURATION)
     try:

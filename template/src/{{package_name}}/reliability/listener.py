@@ -23,6 +23,8 @@ def listen(host: str, port: int, *, patience_s: float = 0) -> socket.socket:
 
     Raises:
         OSError: The address does not exist here, or the port is taken or not permitted.
+        OverflowError: It is no port.
+        UnicodeError: It is no host.
     """
     family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     give_up = time.monotonic() + patience_s
@@ -56,6 +58,8 @@ class SharedListener(socket.socket):
 
 def is_wildcard(host: str) -> bool:
     """Whether it stands for every address of the machine."""
+    if host == "*":  # to the resolver too, where it is asked for a port
+        return True
     try:
         return ipaddress.ip_address(host).is_unspecified
     except ValueError:

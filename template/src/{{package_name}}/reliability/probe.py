@@ -24,7 +24,7 @@ HEALTHY, UNHEALTHY, WRONG = 0, 1, 2
 _BEATS_MISSED = 3
 _MAX_BYTES = 65_536
 _OK = 200
-_LOOPBACK = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where to ask one that is everywhere
+_LOOPBACK = {"": "127.0.0.1", "*": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where to ask one that is everywhere
 _DEFAULT_HOST, _DEFAULT_PORT = "127.0.0.1", "8000"
 _MAX_PORT = 65_535
 

@@ -83,7 +83,7 @@ def run_workers(config: WorkersConfig) -> NoReturn:
     """
     try:
         listener = listen(config.host, config.port, patience_s=_PATIENCE_S)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         logger.error("cannot listen: %s", error, extra={"host": config.host, "port": config.port})  # noqa: TRY400
         end_process(EXIT_CONFIGURATION)
     command = [sys.executable, *sys.orig_argv[1:]]
