@@ -46,7 +46,8 @@ if "exits" in plan:
     os._exit(plan["exits"])
 while ("asks" in plan or "shares" in plan) and not Path(sys.argv[2], "go").exists():
     time.sleep(0.005)
-for what in plan.get("asks", []):
+is_first = heard.read_text(encoding="utf-8").count("started") == 1
+for what in plan.get("asks", []) if is_first or not plan.get("asks_once") else []:
     say(kind="ask", question=len(what), what=what, limit_s=plan.get("limit_s", 5))
 if "shares" in plan:
     say(kind="share", body=plan["shares"])

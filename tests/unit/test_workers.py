@@ -233,6 +233,21 @@ async def test_a_process_that_cannot_be_started_is_tried_again(tmp_path: Path, m
     assert refused == 2
 
 
+async def test_a_link_that_cannot_be_made_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, attempts = socket.socketpair, []
+
+    def refuse(*arguments: Any) -> tuple[socket.socket, socket.socket]:
+        attempts.append(1)
+        if len(attempts) == 2:
+            raise OSError(24, "Too many open files")
+        return make(*arguments)
+
+    monkeypatch.setattr(workers.socket, "socketpair", refuse)
+    async with running(tmp_path, {}) as run:
+        await run.ready()
+        assert run.service.unready_because() == ""
+
+
 async def test_nonsense_from_a_worker_harms_nobody(tmp_path: Path) -> None:
     async with running(tmp_path, {2: {"babble": True}}) as run:
         await run.ready()
@@ -316,6 +331,17 @@ async def test_r63_nobody_waits_for_a_worker_that_is_silent(tmp_path: Path, monk
         assert run.heard(1, "ask") == []
 
 
+async def test_r63_whoever_has_the_place_of_one_that_asked_gets_no_answer(tmp_path: Path) -> None:
+    plans = {1: {"gives_no_answer": True}, 2: {"asks": ["how"], "limit_s": 1, "asks_once": True}}
+    async with running(tmp_path, plans) as run:
+        await run.ready()
+        await until(lambda: run.heard(1, "ask"))
+        os.kill(run.starts(2)[0], signal.SIGKILL)
+        await until(lambda: len(run.starts(2)) > 1 and not run.service._tasks)
+        await until(lambda: run.service.ready.is_set() and not run.service.unready_because())
+        assert run.heard(2, "answers") == []
+
+
 async def test_what_a_worker_shares_reaches_all_the_others(tmp_path: Path) -> None:
     async with running(tmp_path, {3: {"shares": [["alice", 4]]}}, count=3) as run:
         await run.ready()
@@ -356,6 +382,17 @@ run_workers(WorkersConfig(count=2, port=0))
         while "orphaned" not in (tmp_path / number).read_text(encoding="utf-8"):
             assert time.monotonic() < give_up
             time.sleep(0.01)
+
+
+@pytest.mark.parametrize(("host", "exit_code"), [("127.0.0.1", 1), ("no-such-name.invalid", 2), ("a..b", 2)])
+def test_a_port_that_is_taken_may_come_free_and_a_wrong_address_stays_wrong(
+    host: str, exit_code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "end_process", sys.exit)
+    monkeypatch.setattr(workers, "_PATIENCE_S", 0)
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SystemExit) as caught:
+        workers.run_workers(workers.WorkersConfig(count=2, host=host, port=taken.getsockname()[1]))
+    assert caught.value.code == exit_code
 
 
 def test_the_port_of_a_parent_that_was_killed_is_waited_for(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ notice, and stop in order, too. POSIX only.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import secrets
@@ -79,13 +80,14 @@ def run_workers(config: WorkersConfig) -> NoReturn:
     """Serve until the process is told to stop, stop the workers, and end the process.
 
     Exit codes: 0 after an orderly stop, 1 when a worker cannot be kept alive or had to be killed, 2 if it says that the
-    settings are wrong or if the port cannot be had.
+    settings are wrong or if the port cannot be had. A port that is taken is 1, so that the service is started again: a
+    worker that is stuck may hold it, of a parent that was killed, until it ends itself.
     """
     try:
         listener = listen(config.host, config.port, patience_s=_PATIENCE_S)
     except (OSError, OverflowError, UnicodeError) as error:
         logger.error("cannot listen: %s", error, extra={"host": config.host, "port": config.port})  # noqa: TRY400
-        end_process(EXIT_CONFIGURATION)
+        end_process(1 if getattr(error, "errno", None) == errno.EADDRINUSE else EXIT_CONFIGURATION)
     command = [sys.executable, *sys.orig_argv[1:]]
     try:
         exit_code = anyio.run(partial(_serve, config, listener, command))
@@ -220,15 +222,12 @@ class Service:
 
     async def _live(self, slot: Slot) -> int:
         """Start a process, wait for its end, and return its exit code."""
-        own, its = socket.socketpair()
         slot.heard_at = self._clock()
-        with its:
-            try:
-                slot.process = await self._spawn(slot.number, its)
-            except OSError as error:  # no memory, or no more processes
-                own.close()
-                logger.error("a worker cannot be started", extra={"error": str(error)})  # noqa: TRY400
-                return 1
+        try:
+            slot.process, own = await self._spawn(slot.number)
+        except OSError as error:  # no memory, or no more processes or files
+            logger.error("a worker cannot be started", extra={"error": str(error)})  # noqa: TRY400
+            return 1
         slot.link = await Link.over(own, partial(self._hear, slot))
         if self._shutdown.requested.is_set():  # it began while the process was being started
             slot.link.send(kind="stop")
@@ -238,15 +237,21 @@ class Service:
         self._tell_others()
         return exit_code
 
-    async def _spawn(self, number: int, its: socket.socket) -> asyncio.subprocess.Process:
+    async def _spawn(self, number: int) -> tuple[asyncio.subprocess.Process, socket.socket]:
+        """A process, and the parent's end of the link to it."""
+        own, its = socket.socketpair()
         descriptors = (self._listener.fileno(), its.fileno())
         given = {WORKER: " ".join(map(str, (number, *descriptors)))}
-        return await asyncio.create_subprocess_exec(
-            *self._command,
-            stdin=asyncio.subprocess.DEVNULL,
-            env={**os.environ, **self._shared, **given},
-            pass_fds=descriptors,
-        )
+        with its, ExitStack() as unless_started:
+            unless_started.enter_context(own)
+            process = await asyncio.create_subprocess_exec(
+                *self._command,
+                stdin=asyncio.subprocess.DEVNULL,
+                env={**os.environ, **self._shared, **given},
+                pass_fds=descriptors,
+            )
+            unless_started.pop_all()
+        return process, own
 
     async def _recover(self, slot: Slot, exit_code: int) -> None:
         """Wait until the next start is due, or stop the service where there is none."""
@@ -341,6 +346,7 @@ class Service:
         return [other.link for other in self._slots if other is not slot and other.is_serving and other.link]
 
     async def _ask_others(self, asking: Slot, message: Message) -> None:
+        link = asking.link  # whoever has its place afterwards did not ask
         self._questions += 1
         question = self._questions
         asked: dict[int, asyncio.Future[Any]] = {}
@@ -354,9 +360,9 @@ class Service:
         for slot in self._slots:
             slot.questions.pop(question, None)
         bodies = {number: one.result() for number, one in asked.items() if one.done() and not one.cancelled()}
-        if asking.link is not None:
+        if link is not None:
             members = [asdict(self._member(slot)) for slot in self._slots]
-            asking.link.send(kind="answers", question=message["question"], bodies=bodies, members=members)
+            link.send(kind="answers", question=message["question"], bodies=bodies, members=members)
 
     def _member(self, slot: Slot) -> Member:
         return Member(
