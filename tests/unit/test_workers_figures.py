@@ -183,6 +183,12 @@ def test_expositions_are_merged_metric_by_metric() -> None:
     assert merged_expositions([]) == ""
 
 
+@pytest.mark.parametrize("odd", ["\x0b", "\x0c", "\r", "\x1c", "\x85", "\u2028", "\u2029"])
+def test_r4_a_label_may_hold_what_ends_a_line_elsewhere(odd: str) -> None:
+    text = f'# HELP a A.\n# TYPE a gauge\na{{w="1{odd}2"}} 1\n'
+    assert merged_expositions([text]) == text
+
+
 def test_r63_what_was_counted_survives_the_way_to_another_process() -> None:
     metrics = CallMetrics()
     metrics.register("idle")

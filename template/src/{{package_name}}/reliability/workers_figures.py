@@ -174,7 +174,7 @@ def merged_expositions(texts: Iterable[str]) -> str:
     samples: dict[str, list[str]] = {}
     for text in texts:
         name = ""
-        for line in text.splitlines():
+        for line in filter(None, text.split("\n")):  # and nowhere else: a label may hold what else ends a line
             if line.startswith("# HELP "):
                 name = line.split(" ", 3)[2]
                 heads.setdefault(name, [])
