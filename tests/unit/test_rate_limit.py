@@ -51,6 +51,15 @@ def test_r59_what_is_remembered_is_bounded_and_those_who_ask_are_remembered() ->
     assert bucket.statistics().clients == 10
 
 
+def test_r59_who_is_refused_again_and_again_is_not_forgotten() -> None:
+    bucket = limit(FakeClock(), burst=1, max_clients=10)
+    assert bucket.spend("asks all the time") == 0
+    for number in range(1000):
+        assert bucket.spend(number) == 0
+        assert bucket.spend("asks all the time") > 0
+    assert bucket.statistics().clients == 10
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     st.floats(1, 10_000),

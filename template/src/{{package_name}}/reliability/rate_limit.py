@@ -88,6 +88,8 @@ class RateLimit:
         wait_s = full_at - now - self._burst_s
         if wait_s > self._interval_s * _ROUNDING:
             self._refused += 1
+            if client in self._full_at:  # heard of: no other client's arrival gives it a full bucket
+                self._full_at.move_to_end(client)
             return wait_s
         self._keep(client, full_at)
         if self._spent is not None:
