@@ -208,12 +208,15 @@ def test_r59_who_tries_tokens_does_not_fill_the_disk(caplog: pytest.LogCaptureFi
     with caplog.at_level(logging.INFO):
         for _ in range(1000):
             log.add(_Refused(401, "invalid_token", "unknown token"), scope)
+            log.add(_Refused(401, reason="no token"), scope)
         clock.now += 1
         log.add(_Refused(401, reason="no token"), scope)
-    first, second = caplog.records
     told = ["levelname", "reason", "address", "status", "others"]
-    assert [getattr(first, name) for name in told] == ["WARNING", "unknown token", "10.0.0.1", 401, 0]
-    assert [getattr(second, name) for name in told] == ["INFO", "no token", "10.0.0.1", 401, 999]
+    assert [[getattr(record, name) for name in told] for record in caplog.records] == [
+        ["WARNING", "unknown token", "10.0.0.1", 401, 0],
+        ["INFO", "no token", "10.0.0.1", 401, 0],  # not hidden, nor does it hide
+        ["INFO", "no token", "10.0.0.1", 401, 999],
+    ]
 
 
 # ---- the entrance --------------------------------------------------------------------------------------------------

@@ -170,20 +170,19 @@ def bearer_token(scope: Scope) -> str:
 
 
 class _RefusalLog:
-    """One line a second at most: whoever tries tokens must not fill the disk."""
+    """One line a second and level: whoever tries tokens must not fill the disk, nor hide behind those who have none."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._next_at = -math.inf
-        self._left_out = 0
+        self._next_at = {logging.INFO: -math.inf, logging.WARNING: -math.inf}
+        self._left_out = dict.fromkeys(self._next_at, 0)
 
     def add(self, refused: _Refused, scope: Scope) -> None:
-        if self._clock() < self._next_at:
-            self._left_out += 1
+        # Every client of OAuth begins without a token.
+        level = logging.INFO if refused.reason == _NOTHING_SHOWN else logging.WARNING
+        if self._clock() < self._next_at[level]:
+            self._left_out[level] += 1
             return
         fields = {"status": refused.status, "reason": refused.reason, "address": (scope.get("client") or [""])[0]}
-        level = (
-            logging.INFO if refused.reason == _NOTHING_SHOWN else logging.WARNING
-        )  # every client of OAuth begins like that
-        logger.log(level, "not let in", extra={**fields, "others": self._left_out})
-        self._left_out, self._next_at = 0, self._clock() + _LOG_INTERVAL_S
+        logger.log(level, "not let in", extra={**fields, "others": self._left_out[level]})
+        self._left_out[level], self._next_at[level] = 0, self._clock() + _LOG_INTERVAL_S
