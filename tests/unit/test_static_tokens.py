@@ -104,6 +104,11 @@ async def test_r70_every_entry_is_compared_with_in_constant_time(file: File, mon
         assert {len(digest) for pair in compared for digest in pair} == {32}  # nor does a length tell anything
 
 
+async def test_a_mark_at_the_beginning_of_the_file_takes_no_token_away(file: File) -> None:
+    file.path.write_text(f"\ufeff{ALICES_LINE}\n", encoding="utf-8")
+    assert await holder(file.tokens(), ALICE) == "alice"
+
+
 async def test_r70_a_file_that_changes_counts_within_a_second(file: File) -> None:
     tokens = file.tokens()
     file.write(BOBS_LINE)

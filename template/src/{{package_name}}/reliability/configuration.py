@@ -255,7 +255,7 @@ def _is_secret(annotation: object) -> bool:
 def _secret(variable: str, path: str) -> str:
     """The text of a file, without the end of its last line."""
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:  # some editors begin a file with a mark
             text = file.read(_MAX_SECRET).rstrip("\r\n")
     except OSError as error:
         raise ConfigurationError(f"{variable}={path!r} cannot be read: {error.strerror}.") from None

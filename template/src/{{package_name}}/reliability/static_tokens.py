@@ -135,7 +135,7 @@ def _read(path: Path) -> tuple[_Stamp, str]:
         data = file.read(_MAX_FILE_BYTES + 1)
     if len(data) > _MAX_FILE_BYTES:
         raise OSError(0, f"it is longer than {_MAX_FILE_BYTES} bytes")
-    return stamp, data.decode(errors="replace")
+    return stamp, data.decode("utf-8-sig", errors="replace")  # some editors begin a file with a mark
 
 
 def _parse(text: str) -> tuple[list[Entry], list[int]]:
