@@ -50,6 +50,13 @@ def test_r70_the_client_is_the_last_hop_that_is_not_ours(peer: str, values: list
     assert chain(peer, *values) == client
 
 
+@pytest.mark.parametrize("ours", ["::ffff:10.0.0.0/104", "::ffff:10.0.0.1"])
+def test_r70_ours_may_be_written_as_ipv6(ours: str) -> None:
+    assert chain("10.0.0.1", "198.51.100.1", proxies=[ours]) == "198.51.100.1"
+    assert chain("::ffff:10.0.0.1", "198.51.100.1", proxies=[ours]) == "198.51.100.1"
+    assert chain("11.0.0.1", "198.51.100.1", proxies=[ours, "::/0"]) == "11.0.0.1"
+
+
 @given(st.lists(st.text(max_size=20), max_size=5))
 def test_r70_what_a_client_invents_never_changes_who_it_is(invented: list[str]) -> None:
     assert chain("10.0.0.1", *invented, "198.51.100.7") == "198.51.100.7"

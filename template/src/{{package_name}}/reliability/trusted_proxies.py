@@ -15,6 +15,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _SCHEMES = ("http", "https")
+_MAPPED_BITS = 96
+"""In front of an IPv4 address that is written as one of IPv6."""
 
 
 class TrustedProxies:
@@ -30,7 +32,7 @@ class TrustedProxies:
 
     def __init__(self, app: ASGIApp, proxies: Iterable[str]) -> None:
         self._app = app
-        self._networks = [ipaddress.ip_network(proxy) for proxy in proxies]
+        self._networks = [network_in(proxy) for proxy in proxies]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass one request on, with its real client in its scope."""
@@ -62,6 +64,19 @@ class TrustedProxies:
 
     def _trusts(self, address: Address | None) -> bool:
         return address is not None and any(address in network for network in self._networks)
+
+
+def network_in(proxy: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    """The addresses that are meant, out of their IPv6 disguise, as those of hops are.
+
+    Raises:
+        ValueError: It is neither an address nor a range.
+    """
+    network = ipaddress.ip_network(proxy)
+    mapped = network.network_address.ipv4_mapped if isinstance(network, ipaddress.IPv6Network) else None
+    if mapped is None or network.prefixlen < _MAPPED_BITS:
+        return network
+    return ipaddress.ip_network((mapped, network.prefixlen - _MAPPED_BITS))
 
 
 def address_in(hop: str) -> Address | None:
