@@ -10,6 +10,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -467,6 +468,20 @@ def test_r70_a_port_that_is_taken_is_told_in_a_sentence_with_exit_code_two() -> 
     assert json.loads(line)["port"] == port
 
 
+def test_r59_requests_that_are_none_do_not_fill_the_disk(process: Process) -> None:
+    started, requests = time.monotonic(), 200
+    for number in range(requests):
+        with socket.create_connection(("127.0.0.1", process.port), timeout=10) as connection:
+            upgrade = b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\n\r\n"
+            connection.sendall(upgrade if number % 2 else b"nonsense\r\n\r\n")
+            connection.recv(1000)
+    process.process.send_signal(signal.SIGTERM)
+    code, log = process.end()
+    warnings = [line for line in log.splitlines() if "Invalid HTTP" in line or "pgrade" in line]
+    assert 0 < len(warnings) <= 2 + time.monotonic() - started
+    assert code == 0
+
+
 @pytest.mark.parametrize(
     ("host", "told"),
     [
@@ -488,9 +503,6 @@ def test_r70_what_is_listened_on_counts_and_not_what_the_setting_looks_like(
 
 
 def socket_in_use() -> Any:
-    import contextlib
-    import socket
-
     @contextlib.contextmanager
     def listening() -> Iterator[int]:
         with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -19,11 +19,14 @@ from reliability.logs import (
     REDACTED,
     BackgroundHandler,
     JsonFormatter,
+    OncePerSecond,
     configure_logging,
     flush_logs,
     log_context,
     redact,
 )
+
+from tests.unit.support import FakeClock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -391,3 +394,17 @@ def test_r6_python_warnings_are_lines_of_json(pipe: Pipe) -> None:
 
 def test_r6_the_pipe_of_these_tests_holds_less_than_what_they_write(pipe: Pipe) -> None:
     assert fcntl.fcntl(pipe.write_fd, 1032) < 200_000  # F_GETPIPE_SZ
+
+
+def test_r59_a_logger_that_anybody_makes_speak_warns_once_a_second_and_tells_every_error() -> None:
+    clock = FakeClock()
+    throttle = OncePerSecond(clock)
+
+    def told(level: int) -> list[Any]:
+        records = [logging.makeLogRecord({"levelno": level, "msg": "x"}) for _ in range(100)]
+        return [getattr(record, "others", None) for record in records if throttle.filter(record)]
+
+    assert told(logging.WARNING) == [0]
+    assert told(logging.ERROR) == [None] * 100
+    clock.now += 1
+    assert told(logging.WARNING) == [99]

@@ -27,6 +27,7 @@ from .configuration import ConfigurationError
 from .entrance import Entrance
 from .http_requests import HANG_UP, RequestGate
 from .listener import BACKLOG, bracketed, is_wildcard, listen
+from .logs import OncePerSecond
 from .probes import add_metrics, add_probes
 from .process_contract import EXIT_CONFIGURATION
 from .process_guards import guarded
@@ -152,6 +153,7 @@ async def _serve(
         backlog=BACKLOG if worker is None else 1,
         timeout_graceful_shutdown=math.ceil(options.grace_s) + _END_S,
     )
+    logging.getLogger("uvicorn.error").addFilter(OncePerSecond())  # it warns of malformed requests, whoever sends them
     http = _Server(config)
     delay_s = options.delay_s if worker is None else max(_LINGER_S, options.delay_s)
     shutdown = Shutdown(grace_s=options.grace_s, delay_s=delay_s)

@@ -16,6 +16,7 @@ import select
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Final
 
@@ -146,6 +147,31 @@ class BackgroundHandler(logging.Handler):
                 select.select([], [self._fd], [])
             except OSError:
                 return  # stderr is gone; there is nowhere left to say so
+
+
+class OncePerSecond(logging.Filter):
+    """Lets one warning a second through: for a logger that whoever sends nonsense makes speak.
+
+    Args:
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._next_at = -math.inf
+        self._left_out = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether to log it; then it says how many others were not."""
+        if record.levelno != logging.WARNING:
+            return True
+        if self._clock() < self._next_at:
+            self._left_out += 1
+            return False
+        record.others = self._left_out
+        self._left_out, self._next_at = 0, self._clock() + 1
+        return True
 
 
 def configure_logging(level: str, *, fd: int = 2) -> None:
