@@ -7,7 +7,9 @@ import hmac
 import logging
 import os
 import re
+import threading
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,7 +21,7 @@ from reliability.configuration import ConfigurationError
 from reliability.logs import redact
 from reliability.static_tokens import StaticTokens, make_token, token_command
 
-from tests.unit.support import FakeClock
+from tests.unit.support import FakeClock, until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -119,6 +121,29 @@ async def test_r70_a_file_that_changes_counts_within_a_second(file: File) -> Non
     file.write(ALICES_LINE, BOBS_LINE)
     file.clock.now += 1.1
     assert await holder(tokens, ALICE) == "alice"
+
+
+async def test_r70_a_file_system_that_hangs_keeps_one_thread_and_no_call(
+    file: File, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens, may_answer, asked = file.tokens(), threading.Event(), []
+
+    def hang(path: Path) -> os.stat_result:
+        asked.append(path)
+        may_answer.wait(10)
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(static_tokens, "_PATIENCE_S", 0.01)
+    monkeypatch.setattr(static_tokens, "os", SimpleNamespace(stat=hang))
+    for _ in range(5):
+        file.clock.now += 1.1
+        assert await holder(tokens, ALICE) == "alice"
+    assert len(asked) == 1
+    may_answer.set()
+    await until(lambda: not tokens._reading.locked())
+    file.clock.now += 1.1
+    assert await holder(tokens, ALICE) == "alice"
+    assert len(asked) == 2
 
 
 async def test_r70_a_file_in_the_place_of_another_is_noticed(file: File) -> None:

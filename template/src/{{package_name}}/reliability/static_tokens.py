@@ -19,6 +19,7 @@ import os
 import re
 import secrets
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -68,6 +69,8 @@ class StaticTokens:
         self._path = path
         self._clock = clock
         self._is_lost = False
+        self._reading = threading.Lock()
+        """Held while the file is looked at: on a file system that hangs, by one thread and no more."""
         self._look_again_at = clock() + _LOOK_AGAIN_S
         try:
             self._stamp, text = _read(path)
@@ -85,7 +88,7 @@ class StaticTokens:
         Raises:
             InvalidToken: It is in no line of the file.
         """
-        if self._clock() >= self._look_again_at:
+        if self._clock() >= self._look_again_at and not self._reading.locked():
             self._look_again_at = self._clock() + _LOOK_AGAIN_S  # first: one request looks, and the others go on
             with anyio.move_on_after(_PATIENCE_S):
                 await anyio.to_thread.run_sync(self._reload, abandon_on_cancel=True)
@@ -102,6 +105,10 @@ class StaticTokens:
         return found
 
     def _reload(self) -> None:
+        with self._reading:
+            self._read_again()
+
+    def _read_again(self) -> None:
         try:
             if _stamp_of(os.stat(self._path)) == self._stamp:
                 return
