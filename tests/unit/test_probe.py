@@ -179,12 +179,36 @@ def test_a_server_of_another_user_is_not_gone(tmp_path: Path, monkeypatch: pytes
     assert read_beat(write_beat(tmp_path / "beat"), live=True)
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"pid": 1}', "\x00"])
+@pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"pid": 1}', "\x00", "[" * 60_000, " " * 100_000])
 def test_r66_a_file_that_is_no_heartbeat_is_unhealthy(tmp_path: Path, text: str) -> None:
     path = tmp_path / "beat"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(Sick, match="holds no heartbeat"):
         read_beat(str(path), live=True)
+
+
+@pytest.mark.parametrize(
+    "strange",
+    [
+        *({"pid": pid} for pid in (None, "1", 0, -1, 2**31, 10**400, 1.5, [])),
+        *({"beat_s": beat_s} for beat_s in (None, "2", [])),
+        *({"monotonic_s": at} for at in (None, "2", 10**400)),
+        *({"reason": reason} for reason in (None, 5, ["x"])),
+        *({"address": address} for address in (5, "x", [], ["h"], [[], 80], ["h", "80"], ["h", 0], ["h", 70_000])),
+    ],
+)
+def test_r4_r66_nothing_that_is_strange_in_it_is_believed(tmp_path: Path, strange: dict[str, Any]) -> None:
+    path = write_beat(tmp_path / "beat", **strange)
+    with pytest.raises(Sick, match="holds no heartbeat"):
+        examine({"HEARTBEAT_PATH": path}, None, "stdio", live=True, timeout_s=5)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX files")
+def test_r66_what_can_be_read_for_ever_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (str(tmp_path / "pipe"), "/dev/zero", str(tmp_path)):
+        with pytest.raises(Sick, match="holds no heartbeat"):
+            read_beat(path, live=True)
 
 
 def test_r66_no_file_is_unhealthy(tmp_path: Path) -> None:
@@ -257,6 +281,9 @@ def test_r66_one_line_and_the_exit_code_say_how_it_is(
 def test_wrong_arguments_and_settings_are_told_apart_from_a_sick_server(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    for seconds in ("0", "-1", "nan", "inf", "soon"):
+        assert run(monkeypatch, "http", "--timeout", seconds) == 2
+        assert "--timeout" in capsys.readouterr().err
     assert run(monkeypatch, "stdio") == 2
     assert "MY_SERVER_HEARTBEAT_PATH" in capsys.readouterr().err
     assert run(monkeypatch, "http", HTTP_PORT="abc") == 2

@@ -27,6 +27,8 @@ _OK = 200
 _LOOPBACK = {"": "127.0.0.1", "*": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where to ask one that is everywhere
 _DEFAULT_HOST, _DEFAULT_PORT = "127.0.0.1", "8000"
 _MAX_PORT = 65_535
+_MAX_PID = 2**31 - 1
+_MAX_TIMEOUT_S = 3_600
 
 
 class Sick(Exception):
@@ -68,8 +70,14 @@ def _parser(name: str, prefix: str, transports: Sequence[str]) -> argparse.Argum
         help=f"how to ask; without it by {prefix}HEARTBEAT_PATH if that is set, else over {transports[0]}",
     )
     parser.add_argument("--live", action="store_true", help="whether it lives, not whether it is ready for calls")
-    parser.add_argument("--timeout", type=float, default=4.0, help="seconds for its answer (default: %(default)g)")
+    parser.add_argument("--timeout", type=_seconds, default=4.0, help="seconds for its answer (default: %(default)g)")
     return parser
+
+
+def _seconds(text: str) -> float:
+    if not 0 < (seconds := float(text)) <= _MAX_TIMEOUT_S:
+        raise argparse.ArgumentTypeError(f"{text!r} is not above 0 and up to {_MAX_TIMEOUT_S}")
+    return seconds
 
 
 def _end(code: int, line: str) -> NoReturn:
@@ -125,20 +133,39 @@ def read_beat(path: str, *, live: bool, now: float | None = None) -> dict[str, A
         Sick: There is none, it is too old, or the server is not ready.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            beat: dict[str, Any] = json.load(file)
+        beat = _checked(json.loads(_text_of(path)))
         age_s = (time.monotonic() if now is None else now) - beat["monotonic_s"]
-        limit_s, pid, reason = _BEATS_MISSED * beat["beat_s"], beat["pid"], beat["reason"]
+        is_fresh = 0 <= age_s <= _BEATS_MISSED * beat["beat_s"]  # one of the future is from before the last boot
+        pid, reason = beat["pid"], beat["reason"]
     except OSError as error:
         raise Sick(f"no heartbeat in {path} ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         raise Sick(f"{path} holds no heartbeat") from None
     if _is_gone(pid):
         raise Sick(f"the process {pid} is gone")
-    if not 0 <= age_s <= limit_s:  # one of the future was left behind before the machine was started again
+    if not is_fresh:
         raise Sick(f"the last heartbeat is {age_s:.0f} s old")
     if reason and not live:
         raise Sick(reason)
+    return beat
+
+
+def _text_of(path: str) -> bytes:
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError("no file: reading it may never end")
+    with open(path, "rb") as file:
+        return file.read(_MAX_BYTES)
+
+
+def _checked(beat: dict[str, Any]) -> dict[str, Any]:
+    """What is of the form that a server writes."""
+    pid, reason, address = beat["pid"], beat["reason"], beat["address"]
+    if not isinstance(pid, int) or not 0 < pid <= _MAX_PID or not isinstance(reason, str):
+        raise ValueError("no process")
+    if address is not None:
+        host, port = address
+        if not isinstance(host, str) or not isinstance(port, int) or not 0 < port <= _MAX_PORT:
+            raise ValueError("no address")
     return beat
 
 
