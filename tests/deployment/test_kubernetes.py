@@ -550,6 +550,10 @@ def test_a_release_of_any_name_is_whole(render: Renderer, release: str) -> None:
         ({"resources": {"limits": {"memory": "640 MB"}}}, "'/resources/limits/memory'"),
         ({"serviceMonitor": {"interval": "often"}}, "'/serviceMonitor/interval'"),
         ({"drainDelaySeconds": 2.5}, "'/drainDelaySeconds': got number, want integer"),
+        ({"settings": {"HTTP_HOST": "127.0.0.1"}}, "With settings.HTTP_HOST=127.0.0.1 nobody outside of the pod reaches"),
+        ({"settings": {"HTTP_WORKERS": 4}}, "resources.limits.memory is enough for one worker, not for settings.HTTP_W"),
+        ({"autoscaling": None}, "missing property 'autoscaling'"),
+        ({"secrets": {"HTTP_TOKENS_PATH": None}}, "missing property 'HTTP_TOKENS_PATH'"),
     ],
 )
 def test_a_wrong_value_is_refused_with_a_sentence(render: Renderer, values: dict[str, Any], sentence: str) -> None:
@@ -566,6 +570,8 @@ def test_a_wrong_value_is_refused_with_a_sentence(render: Renderer, values: dict
             {"replicas": 2},
             "SQLite keeps its data in one file of one replica: replicas must be 1.",
         ),
+        ({"storage": "sqlite"}, {"persistence": None}, "missing property 'persistence'"),
+        ({"storage": "postgres"}, {"secrets": {"DATABASE_URL": None}}, "missing property 'DATABASE_URL'"),
         ({"storage": "sqlite"}, {"autoscaling": {"enabled": True}}, "additional properties 'autoscaling' not allowed"),
         ({"authentication": "oauth"}, {}, "settings.OAUTH_ISSUER is empty: without it the server cannot tell whose"),
         ({"metrics": []}, {"serviceMonitor": {"enabled": True}}, "additional properties 'serviceMonitor' not allowed"),

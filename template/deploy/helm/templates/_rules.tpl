@@ -16,6 +16,14 @@
 {{- fail (printf "settings.%s is empty: without it the server cannot tell whose tokens to accept, and does not start." $name) -}}
 {{- end -}}
 {{- end -}}
+{{- $host := toString $settings.HTTP_HOST -}}
+{{- if or (eq $host "localhost") (eq $host "::1") (hasPrefix "127." $host) -}}
+{{- fail (printf "With settings.HTTP_HOST=%s nobody outside of the pod reaches the server, its probes included: leave it at 0.0.0.0 or ::." $host) -}}
+{{- end -}}
+{{- $workers := int (default 1 $settings.HTTP_WORKERS) -}}
+{{- if and (gt $workers 1) (eq (toString .Values.resources.limits.memory) "640Mi") -}}
+{{- fail (printf "resources.limits.memory is enough for one worker, not for settings.HTTP_WORKERS=%d: each needs as much, and more replicas do the same." $workers) -}}
+{{- end -}}
 {{- $several := or (.Values.autoscaling).enabled (gt (int .Values.replicas) 1) -}}
 {{- if and .Values.persistence $several -}}
 {{- fail "SQLite keeps its data in one file of one replica: replicas must be 1." -}}
