@@ -356,7 +356,7 @@ def test_a_mark_at_the_beginning_of_the_file_is_no_part_of_a_secret(
 ) -> None:
     (tmp_path / "secret").write_bytes(b"\xef\xbb\xbfhunter2-hunter2")
     monkeypatch.setenv("MY_SERVER_TOKEN_FILE", str(tmp_path / "secret"))
-    assert load_settings(Settings).token.get_secret_value() == "hunter2-hunter2"
+    assert load_settings(Settings).token == SecretStr("hunter2-hunter2")
 
 
 def test_what_is_wrong_in_a_file_is_not_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

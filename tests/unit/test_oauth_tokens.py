@@ -184,9 +184,10 @@ async def test_r4_what_an_issuer_writes_as_null_is_absent(name: str) -> None:
     assert (await ring.get("k0", "RS512") is not None) == (name == "alg")
 
 
-STRANGE = [
+OPERATIONS: list[Any] = [5, True, {}, "verify", [[]], [None]]
+STRANGE: list[Any] = [
     *(None, 5, "key", [], {}, {"kty": "RSA"}, {"kty": "RSA", "kid": 5}, {"kty": []}),
-    *(public_key("k1", number=1, key_ops=operations) for operations in (5, True, {}, "verify", [[]], [None])),
+    *(public_key("k1", number=1, key_ops=operations) for operations in OPERATIONS),
     {**public_key("k1", number=1), "key_ops": None},
     *({**public_key("k1", number=1), name: []} for name in ("use", "alg", "n", "e", "kid")),
 ]

@@ -187,16 +187,16 @@ def test_r66_a_file_that_is_no_heartbeat_is_unhealthy(tmp_path: Path, text: str)
         read_beat(str(path), live=True)
 
 
-@pytest.mark.parametrize(
-    "strange",
-    [
-        *({"pid": pid} for pid in (None, "1", 0, -1, 2**31, 10**400, 1.5, [])),
-        *({"beat_s": beat_s} for beat_s in (None, "2", [])),
-        *({"monotonic_s": at} for at in (None, "2", 10**400)),
-        *({"reason": reason} for reason in (None, 5, ["x"])),
-        *({"address": address} for address in (5, "x", [], ["h"], [[], 80], ["h", "80"], ["h", 0], ["h", 70_000])),
-    ],
-)
+STRANGE: dict[str, list[Any]] = {
+    "pid": [None, "1", 0, -1, 2**31, 10**400, 1.5, []],
+    "beat_s": [None, "2", []],
+    "monotonic_s": [None, "2", 10**400],
+    "reason": [None, 5, ["x"]],
+    "address": [5, "x", [], ["h"], [[], 80], ["h", "80"], ["h", 0], ["h", 70_000]],
+}
+
+
+@pytest.mark.parametrize("strange", [{name: value} for name, values in STRANGE.items() for value in values])
 def test_r4_r66_nothing_that_is_strange_in_it_is_believed(tmp_path: Path, strange: dict[str, Any]) -> None:
     path = write_beat(tmp_path / "beat", **strange)
     with pytest.raises(Sick, match="holds no heartbeat"):

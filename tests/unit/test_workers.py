@@ -242,7 +242,7 @@ async def test_a_link_that_cannot_be_made_is_tried_again(tmp_path: Path, monkeyp
             raise OSError(24, "Too many open files")
         return make(*arguments)
 
-    monkeypatch.setattr(workers.socket, "socketpair", refuse)
+    monkeypatch.setattr(socket, "socketpair", refuse)
     async with running(tmp_path, {}) as run:
         await run.ready()
         assert run.service.unready_because() == ""
@@ -332,7 +332,8 @@ async def test_r63_nobody_waits_for_a_worker_that_is_silent(tmp_path: Path, monk
 
 
 async def test_r63_whoever_has_the_place_of_one_that_asked_gets_no_answer(tmp_path: Path) -> None:
-    plans = {1: {"gives_no_answer": True}, 2: {"asks": ["how"], "limit_s": 1, "asks_once": True}}
+    asks = {"asks": ["how"], "limit_s": 1, "asks_once": True}
+    plans: dict[int, dict[str, Any]] = {1: {"gives_no_answer": True}, 2: asks}
     async with running(tmp_path, plans) as run:
         await run.ready()
         await until(lambda: run.heard(1, "ask"))

@@ -258,9 +258,8 @@ class Service:
         if exit_code == EXIT_CONFIGURATION or not self._one_has_served:
             self._shutdown.request("a worker cannot start", exit_code=exit_code if exit_code > 0 else 1)
             return
-        now = self._clock()
         asked = exit_code in (0, EXIT_MEMORY)
-        wait_s = slot.policy.next_wait_s(now, lived_s=now - slot.started_at, asked=asked)
+        wait_s = slot.policy.next_wait_s(lived_s=self._clock() - slot.started_at, asked=asked)
         about = {"worker": slot.number, "exit_code": exit_code, "restarts": slot.restarts}
         if wait_s is None:
             logger.error("a worker is given up: it ends again and again", extra=about)
