@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -21,8 +22,19 @@ own = socket.socket(fileno=link)
 heard = Path(sys.argv[2], str(number))
 
 
+saying = threading.Lock()
+
+
 def say(**message: object) -> None:
-    own.sendall(json.dumps(message).encode() + b"\n")
+    with saying:
+        own.sendall(json.dumps(message).encode() + b"\n")
+
+
+def beat() -> None:
+    with suppress(ConnectionError):  # what is said to a parent that is gone
+        while True:
+            say(kind="state", reason=plan.get("reason", ""))
+            time.sleep(0.1)
 
 
 def note(text: str) -> None:
@@ -37,6 +49,8 @@ elif not plan.get("is_killed_by_term"):
 note(f"started {os.getpid()} key {os.environ.get('KEY')}")
 if "exits_at_once" in plan:
     os._exit(plan["exits_at_once"])
+if "exits_while" in plan and Path(sys.argv[2], plan["exits_while"]).exists():
+    os._exit(2)
 if plan.get("never_serves"):
     time.sleep(60)
 if "babble" in plan:
@@ -53,8 +67,9 @@ if "shares" in plan:
     say(kind="share", body=plan["shares"])
 if plan.get("is_silent"):
     time.sleep(60)
+threading.Thread(target=beat, daemon=True).start()
 
-with suppress(ConnectionError):  # what was said to a parent that is gone
+with suppress(ConnectionError):
     for line in own.makefile("rb"):
         note(line.decode().strip())
         message = json.loads(line)
@@ -62,5 +77,4 @@ with suppress(ConnectionError):  # what was said to a parent that is gone
             say(kind="answer", question=message["question"], body=f"{message['what']} of {number}")
         if message["kind"] == "ask" and plan.get("dies_when_asked"):
             os._exit(1)
-        say(kind="state", reason=plan.get("reason", ""))
 note("orphaned")

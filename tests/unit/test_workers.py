@@ -23,10 +23,10 @@ from reliability.restart_policy import RestartPolicy
 from reliability.shutdown import Shutdown
 from reliability.workers_link import WORKER
 
-from tests.unit.support import until
+from tests.unit.support import FakeClock, until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
 pytestmark = pytest.mark.anyio
 
@@ -82,7 +82,12 @@ class Run:
 
 @asynccontextmanager
 async def running(
-    directory: Path, plans: dict[int, dict[str, Any]], *, count: int = 2, **config: Any
+    directory: Path,
+    plans: dict[int, dict[str, Any]],
+    *,
+    count: int = 2,
+    clock: Callable[[], float] = time.monotonic,
+    **config: Any,
 ) -> AsyncIterator[Run]:
     shutdown = Shutdown(grace_s=0)
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -91,6 +96,7 @@ async def running(
             listener,
             [sys.executable, CHILD, json.dumps(plans), str(directory)],
             shutdown,
+            clock=clock,
         )
         run = Run(service, shutdown, directory)
         run.done = anyio.Event()
@@ -187,6 +193,34 @@ async def test_r30_wrong_settings_are_not_tried_again(tmp_path: Path) -> None:
     assert len(run.starts(2)) == 1
 
 
+async def test_r30_settings_that_become_wrong_stop_no_worker_that_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(workers, "_MEND_S", 0.01)
+    async with running(tmp_path, {1: {"exits_while": "wrong"}}) as run:
+        await run.ready()
+        (tmp_path / "wrong").touch()
+        os.kill(run.starts(1)[0], signal.SIGTERM)
+        await until(lambda: len(run.starts(1)) > 5)  # more often than another reason would allow
+        assert run.service.unready_because() == ""
+        (tmp_path / "wrong").unlink()
+        await until(lambda: all(slot.is_serving for slot in run.service._slots))
+        assert len(run.starts(2)) == 1
+    assert run.shutdown.exit_code == 0
+    errors = {record.message for record in caplog.records if record.levelno == logging.ERROR}
+    assert errors == {"a worker cannot start again: a setting, or what it names, is wrong by now"}
+
+
+async def test_r68_a_stop_does_not_wait_for_settings_that_are_wrong(tmp_path: Path) -> None:
+    async with running(tmp_path, {1: {"exits_while": "wrong"}}) as run:
+        await run.ready()
+        (tmp_path / "wrong").touch()
+        os.kill(run.starts(1)[0], signal.SIGTERM)
+        await until(lambda: run.service._slots[0].restarts == 2)
+        run.shutdown.request("SIGTERM")
+        assert await run.ends() == 0
+
+
 @pytest.mark.parametrize("exit_code", [0, 75])
 async def test_a_worker_that_asks_for_it_is_started_again_without_a_warning(
     tmp_path: Path, exit_code: int, caplog: pytest.LogCaptureFixture
@@ -198,12 +232,17 @@ async def test_a_worker_that_asks_for_it_is_started_again_without_a_warning(
     assert {record.levelno for record in events} == {logging.INFO}
 
 
-async def test_a_worker_that_says_nothing_any_more_is_killed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(workers, "_SILENCE_S", 0.1)
-    async with running(tmp_path, {2: {"is_silent": True}}, hang_timeout_s=0.1) as run:
+async def test_a_worker_that_says_nothing_any_more_is_killed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    clock = FakeClock()
+    async with running(tmp_path, {2: {"is_silent": True}}, clock=clock, hang_timeout_s=10) as run:
+        await run.ready()
+        talkative, _ = run.service._slots
+        clock.now += 1.1 * 10 + workers._SILENCE_S - 1
+        await until(lambda: talkative.heard_at == clock.now)
+        assert caplog.messages == []
+        clock.now += 2
         await until(lambda: len(run.starts(2)) >= 2)
+        assert len(run.starts(1)) == 1
     assert "a worker is killed: it says nothing any more" in caplog.messages
 
 

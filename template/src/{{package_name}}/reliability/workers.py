@@ -43,6 +43,8 @@ _SILENCE_S = 5.0
 """A worker that hangs ends by itself; one that cannot, because it is stopped, is ended so much later."""
 _STOP_S = 2.0
 _TICK_S = 0.5
+_MEND_S = 30.0
+"""Time between two looks whether somebody has mended the settings."""
 _BEATS_MISSED = 3
 _BEFORE_IT_SERVED = -signal.SIGTERM
 """Exit code of a worker that was stopped before it listened to signals."""
@@ -59,7 +61,8 @@ class WorkersConfig:
         path: Where MCP is served, for the log.
         grace_s: Seconds that calls in flight get after SIGTERM or SIGINT.
         delay_s: Seconds before that in which calls are still taken.
-        hang_timeout_s: How long a worker's event loop may be stuck.
+        hang_timeout_s: How long a worker's event loop may be stuck. All of them count as stuck when the whole service
+            was stopped for longer (Ctrl-Z, `docker pause`) and goes on: they are ended and started again.
         heartbeat_path: File for the heartbeat of the whole service; none by default.
         key_variable: Variable in which all workers get the same new key for the state that callers bring back, with
             whichever worker they began; None where it is set already.
@@ -79,9 +82,10 @@ class WorkersConfig:
 def run_workers(config: WorkersConfig) -> NoReturn:
     """Serve until the process is told to stop, stop the workers, and end the process.
 
-    Exit codes: 0 after an orderly stop, 1 when a worker cannot be kept alive or had to be killed, 2 if it says that the
-    settings are wrong or if the port cannot be had. A port that is taken is 1, so that the service is started again: a
-    worker that is stuck may hold it, of a parent that was killed, until it ends itself.
+    Exit codes: 0 after an orderly stop, 1 when a worker cannot be kept alive or had to be killed, 2 if one that has
+    never served says that the settings are wrong, or if the port cannot be had; any other is that of a first worker
+    that ended before it served. A port that is taken is 1, so that the service is started again: a worker that is
+    stuck may hold it, of a parent that was killed, until it ends itself.
     """
     try:
         listener = listen(config.host, config.port, patience_s=_PATIENCE_S)
@@ -126,6 +130,8 @@ class Slot:
         self.number = number
         self.policy = policy
         self.restarts = 0
+        self.has_served = False
+        """Whether one of them ever has."""
         self.process: asyncio.subprocess.Process | None = None
         self.link: Link | None = None
         self.started_at = 0.0
@@ -255,24 +261,36 @@ class Service:
 
     async def _recover(self, slot: Slot, exit_code: int) -> None:
         """Wait until the next start is due, or stop the service where there is none."""
-        if exit_code == EXIT_CONFIGURATION or not self._one_has_served:
+        if not self._one_has_served or (exit_code == EXIT_CONFIGURATION and not slot.has_served):
             self._shutdown.request("a worker cannot start", exit_code=exit_code if exit_code > 0 else 1)
             return
-        asked = exit_code in (0, EXIT_MEMORY)
-        wait_s = slot.policy.next_wait_s(lived_s=self._clock() - slot.started_at, asked=asked)
         about = {"worker": slot.number, "exit_code": exit_code, "restarts": slot.restarts}
+        wait_s = self._next_wait_s(slot, exit_code, about)
         if wait_s is None:
             logger.error("a worker is given up: it ends again and again", extra=about)
             self._shutdown.request("a worker was given up", exit_code=1)
             return
-        logger.log(
-            logging.INFO if asked else logging.WARNING,
-            "a worker has ended and is started again",
-            extra={**about, "wait_s": round(wait_s, 3)},
-        )
         slot.restarts += 1
         with anyio.move_on_after(wait_s):
             await self._shutdown.requested.wait()
+
+    def _next_wait_s(self, slot: Slot, exit_code: int, about: dict[str, int]) -> float | None:
+        """Say that a worker has ended, and return how long to wait; None where there is no next start."""
+        if exit_code == EXIT_CONFIGURATION:  # with these settings others serve: not a reason to stop them
+            logger.error(
+                "a worker cannot start again: a setting, or what it names, is wrong by now",
+                extra={**about, "wait_s": _MEND_S},
+            )
+            return _MEND_S
+        asked = exit_code in (0, EXIT_MEMORY)
+        wait_s = slot.policy.next_wait_s(lived_s=self._clock() - slot.started_at, asked=asked)
+        if wait_s is not None:
+            logger.log(
+                logging.INFO if asked else logging.WARNING,
+                "a worker has ended and is started again",
+                extra={**about, "wait_s": round(wait_s, 3)},
+            )
+        return wait_s
 
     async def _end_the_silent(self) -> None:
         while True:
@@ -308,7 +326,7 @@ class Service:
         slot.heard_at = self._clock()
         match message["kind"]:
             case "state":
-                slot.reason = message["reason"]
+                slot.reason, slot.has_served = message["reason"], True
                 self._note_progress()
                 self._tell_others()
             case "ask":
