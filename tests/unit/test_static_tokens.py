@@ -10,8 +10,10 @@ import re
 import threading
 from contextlib import suppress
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import anyio
+import anyio.to_thread
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,6 +26,7 @@ from reliability.static_tokens import StaticTokens, make_token, token_command
 from tests.unit.support import FakeClock, until
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
 pytestmark = pytest.mark.anyio
@@ -124,26 +127,82 @@ async def test_r70_a_file_that_changes_counts_within_a_second(file: File) -> Non
 
 
 async def test_r70_a_file_system_that_hangs_keeps_one_thread_and_no_call(
-    file: File, monkeypatch: pytest.MonkeyPatch
+    file: File, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     tokens, may_answer, asked = file.tokens(), threading.Event(), []
 
     def hang(path: Path) -> os.stat_result:
         asked.append(path)
         may_answer.wait(10)
-        raise OSError(5, "Input/output error")
+        return path.stat()
 
     monkeypatch.setattr(static_tokens, "_PATIENCE_S", 0.01)
-    monkeypatch.setattr(static_tokens, "os", SimpleNamespace(stat=hang))
+    monkeypatch.setattr(static_tokens, "os", SimpleNamespace(stat=hang, fstat=os.fstat))
+    file.write(BOBS_LINE)
+    while not asked:  # the thread may be slower to begin than its caller is patient
+        file.clock.now += 1.1
+        assert await holder(tokens, ALICE) == "alice"
     for _ in range(5):
         file.clock.now += 1.1
         assert await holder(tokens, ALICE) == "alice"
     assert len(asked) == 1
+    assert {record.error for record in caplog.records if hasattr(record, "error")} == {"it takes too long"}
     may_answer.set()
-    await until(lambda: not tokens._reading.locked())
+    await until(lambda: not tokens._reading.busy)
+    assert await holder(tokens, ALICE) is None
+
+
+async def test_r70_a_thread_that_begins_when_its_caller_has_gone_does_not_look(
+    file: File, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that is too busy to begin them must not find them all looking at once."""
+    tokens, may_begin, asked, ended = file.tokens(), threading.Event(), [], []
+    in_time = anyio.to_thread.run_sync
+
+    def late(function: Callable[[], object], **options: Any) -> Awaitable[object]:
+        def run() -> None:
+            may_begin.wait(10)
+            function()
+            ended.append(True)
+
+        return in_time(run, **options)
+
+    monkeypatch.setattr(static_tokens, "_PATIENCE_S", 0.01)
+    monkeypatch.setattr(static_tokens, "os", SimpleNamespace(stat=asked.append))
+    monkeypatch.setattr(anyio.to_thread, "run_sync", late)
+    for _ in range(5):
+        file.clock.now += 1.1
+        assert await holder(tokens, ALICE) == "alice"
+    may_begin.set()
+    await until(lambda: len(ended) == 5)
+    assert asked == []
+
+
+async def test_r70_a_token_is_taken_away_also_while_tools_have_all_the_threads(file: File) -> None:
+    tokens, threads = file.tokens(), anyio.to_thread.current_default_thread_limiter()
+    busy = [object() for _ in range(int(threads.available_tokens))]
+    for one in busy:
+        threads.acquire_on_behalf_of_nowait(one)
+    file.write(BOBS_LINE)
     file.clock.now += 1.1
-    assert await holder(tokens, ALICE) == "alice"
-    assert len(asked) == 2
+    try:
+        assert await holder(tokens, ALICE) is None
+    finally:
+        for one in busy:
+            threads.release_on_behalf_of(one)
+
+
+async def test_a_caller_who_leaves_does_not_end_the_looking(file: File) -> None:
+    tokens = file.tokens()
+    file.write(BOBS_LINE)
+    file.clock.now += 1.1
+    with anyio.CancelScope() as caller:
+        caller.cancel()
+        await tokens.verify_token(ALICE)
+    assert caller.cancelled_caught
+    file.clock.now += 1.1
+    await until(lambda: not tokens._reading.busy)
+    assert await holder(tokens, ALICE) is None
 
 
 async def test_r70_a_file_in_the_place_of_another_is_noticed(file: File) -> None:

@@ -19,18 +19,17 @@ import os
 import re
 import secrets
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 import anyio
-import anyio.to_thread
 from mcp.server.auth.provider import AccessToken
 
 from .authentication import InvalidToken
 from .configuration import ConfigurationError
+from .worker_threads import WorkerThreads
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +68,8 @@ class StaticTokens:
         self._path = path
         self._clock = clock
         self._is_lost = False
-        self._reading = threading.Lock()
-        """Held while the file is looked at: on a file system that hangs, by one thread and no more."""
+        self._reading = WorkerThreads(1, queue_timeout_s=_PATIENCE_S, what="The file of tokens")
+        """On a file system that hangs, one thread and no more; and one that other work cannot take."""
         self._look_again_at = clock() + _LOOK_AGAIN_S
         try:
             self._stamp, text = _read(path)
@@ -88,10 +87,12 @@ class StaticTokens:
         Raises:
             InvalidToken: It is in no line of the file.
         """
-        if self._clock() >= self._look_again_at and not self._reading.locked():
+        if self._clock() >= self._look_again_at and not self._reading.busy:
             self._look_again_at = self._clock() + _LOOK_AGAIN_S  # first: one request looks, and the others go on
-            with anyio.move_on_after(_PATIENCE_S):
-                await anyio.to_thread.run_sync(self._reload, abandon_on_cancel=True)
+            with anyio.move_on_after(_PATIENCE_S) as look:
+                await self._reading.run(self._read_again)
+            if look.cancelled_caught:
+                self._complain("it takes too long")
         name = self._name_of(token)
         if name is None or len(token) < _SHORTEST:
             raise InvalidToken("unknown token")
@@ -104,28 +105,29 @@ class StaticTokens:
                 found = entry.name
         return found
 
-    def _reload(self) -> None:
-        with self._reading:
-            self._read_again()
-
     def _read_again(self) -> None:
         try:
-            if _stamp_of(os.stat(self._path)) == self._stamp:
-                return
-            self._stamp, text = _read(self._path)
+            is_new = _stamp_of(os.stat(self._path)) != self._stamp
+            if is_new:
+                self._stamp, text = _read(self._path)
         except OSError as error:
-            if not self._is_lost:
-                logger.error(  # noqa: TRY400 - nobody needs the traceback
-                    "the file of tokens cannot be read: those that are known stay valid",
-                    extra={"path": str(self._path), "error": error.strerror},
-                )
-            self._is_lost = True
+            self._complain(error.strerror)
             return
         self._is_lost = False
+        if not is_new:
+            return
         self._entries, wrong = _parse(text)
         logger.info("the tokens were read again", extra={"tokens": len(self._entries)})
         if wrong:
             logger.error("lines of the file of tokens are not NAME:HASH", extra={"lines": wrong})
+
+    def _complain(self, why: str | None) -> None:
+        if not self._is_lost:
+            logger.error(
+                "the file of tokens cannot be read: those that are known stay valid",
+                extra={"path": str(self._path), "error": why},
+            )
+        self._is_lost = True
 
 
 _Stamp = tuple[int, int, int]
