@@ -113,7 +113,7 @@ class _Doorkeeper:
 
     async def _admit(self, scope: Scope) -> AccessToken:
         try:
-            token = await self._asked.verifier.verify_token(bearer_token(scope))
+            token = await self._asked.verifier.verify_token(_bearer_token(scope))
         except InvalidToken as error:
             raise _Refused(401, "invalid_token", str(error)) from None
         except ReliabilityError as error:
@@ -149,7 +149,7 @@ _TEXTS = {
 }
 
 
-def bearer_token(scope: Scope) -> str:
+def _bearer_token(scope: Scope) -> str:
     """The token that a request shows.
 
     Raises:

@@ -124,6 +124,7 @@ class OAuthTokens:
         Raises:
             InvalidToken: It is not valid here and now.
             DependencyError: The issuer cannot be asked for the key, and it is not known.
+            DeadlineExceeded: The same.
         """
         kid, algorithm = _header_of(token)
         key = await self._keys.get(kid, algorithm) if algorithm in self._config.algorithms else None
