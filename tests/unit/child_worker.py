@@ -16,7 +16,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-number, listener, link = map(int, os.environ["MCP_SERVER_WORKER"].split())
+number, listener, link = map(int, os.environ["_MCP_SERVER_WORKER"].split())
 plan = json.loads(sys.argv[1]).get(str(number), {})
 own = socket.socket(fileno=link)
 heard = Path(sys.argv[2], str(number))

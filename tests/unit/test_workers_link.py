@@ -7,16 +7,19 @@ import os
 import socket
 import sys
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 import pytest
 from reliability import workers_link
+from reliability.configuration import EnvironmentSettings, unknown_variables
 from reliability.workers_link import WORKER, Answers, Link, Member, Worker
 
 from tests.unit.support import until
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import AsyncIterator
 
 pytestmark = pytest.mark.anyio
@@ -71,7 +74,27 @@ async def test_a_message_to_one_who_is_gone_is_lost_without_a_word() -> None:
     Link(lambda _: None, lambda: None).send(kind="state")  # nor is one that was never made
 
 
-async def test_a_worker_says_how_it_is_and_every_change_at_once() -> None:
+async def test_to_one_that_does_not_read_little_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers_link, "_MAX_WAITING_BYTES", 300_000)
+    ours, its = socket.socketpair()
+    link = await Link.over(its, lambda _: None)
+    sizes = []
+    for _ in range(100):
+        for kind in ("share", "state"):
+            link.send(kind=kind, body="x" * 20_000)
+            sizes.append(cast("asyncio.Transport", link._transport).get_write_buffer_size())
+    assert 300_000 <= max(sizes) < 330_000
+    link.send(kind="stop")
+    with ours, ours.makefile("rb") as lines:
+        link.close()  # as soon as all of it has been read
+        heard = await anyio.to_thread.run_sync(lines.readlines)
+    kinds = [json.loads(line)["kind"] for line in heard]
+    assert kinds[-1] == "stop"
+    assert len(kinds) < 200
+
+
+async def test_a_worker_says_how_it_is_and_every_change_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers_link, "time", SimpleNamespace(monotonic=lambda: 17.5))  # so that no beat is due
     async with linked() as (parent, worker):
         reason = ""
         async with anyio.create_task_group() as tasks:
@@ -79,7 +102,7 @@ async def test_a_worker_says_how_it_is_and_every_change_at_once() -> None:
             await until(lambda: parent.of("state"))
             reason = "database: it is gone"
             await until(lambda: parent.of("state")[-1]["reason"] == reason)
-            assert len(parent.of("state")) == 2
+            assert [message["reason"] for message in parent.of("state")] == ["", reason]
             tasks.cancel_scope.cancel()
 
 
@@ -193,3 +216,14 @@ async def test_what_a_worker_was_given_is_not_for_its_child_processes(monkeypatc
         assert Worker.from_environment() is None
         worker.listener.close()
         await worker.connect()
+
+
+@pytest.mark.parametrize("prefix", ["MCP_", "MCP_SERVER_"])
+def test_no_project_takes_the_variable_of_a_worker_for_a_setting(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Settings(EnvironmentSettings):
+        pass
+
+    monkeypatch.setattr(Settings, "env_prefix", prefix)
+
+    monkeypatch.setenv(WORKER, "1 3 4")
+    assert WORKER not in unknown_variables(Settings)

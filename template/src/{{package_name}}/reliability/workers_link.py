@@ -25,11 +25,17 @@ logger = logging.getLogger(__name__)
 
 Message = dict[str, Any]
 
-WORKER: Final = "MCP_SERVER_WORKER"
-"""Environment variable of a worker: its number, and the descriptors of the listening socket and of its link."""
+WORKER: Final = "_MCP_SERVER_WORKER"
+"""Environment variable of a worker: its number, and the descriptors of the listening socket and of its link.
+
+No project's settings begin with an underscore.
+"""
 _MOMENT_S = 0.1
 BEAT_S = 1.0
 """Time between two messages that say how a worker is."""
+_LOSABLE: Final = ("state", "share")
+"""Kinds of messages that may be lost: a worker says again how it is, and a client only gets a little more than it may."""
+_MAX_WAITING_BYTES = 1_000_000
 
 
 class Link(asyncio.Protocol):
@@ -74,8 +80,13 @@ class Link(asyncio.Protocol):
         self._on_close()
 
     def send(self, **message: object) -> None:
-        """Send a message; to an end that is gone it is lost, and to one that does not read it waits."""
-        if self._transport is not None and not self._transport.is_closing():
+        """Send a message; to an end that is gone it is lost.
+
+        To one that does not read, because it is stuck or stopped, it waits; if much waits already, what may be lost is.
+        """
+        if self._transport is None or self._transport.is_closing():
+            return
+        if message["kind"] not in _LOSABLE or self._transport.get_write_buffer_size() < _MAX_WAITING_BYTES:
             self._transport.write(json.dumps(message, default=str).encode() + b"\n")
 
     def close(self) -> None:
