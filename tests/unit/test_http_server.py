@@ -29,6 +29,7 @@ from reliability.http_requests import RequestGate
 from reliability.http_server import ImpatientProtocol, allowed_host_headers
 from reliability.probes import add_probes
 from reliability.server import Limits, ReliableServer
+from reliability.shutdown import Shutdown
 from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 
@@ -127,6 +128,31 @@ def test_r68_while_draining_the_server_is_alive_and_not_ready() -> None:
     assert [client.get(path).status_code for path in ("/healthz", "/readyz")] == [200, 200]
     server.drain()
     assert [client.get(path).status_code for path in ("/livez", "/readyz", "/healthz")] == [200, 503, 503]
+
+
+async def test_r9_a_worker_does_not_say_that_it_is_well_before_it_knows() -> None:
+    may_answer, reported = anyio.Event(), list[str]()
+
+    async def probe() -> str:
+        await may_answer.wait()
+        raise Unhealthy("it is gone")
+
+    class Worker:
+        async def connect(self) -> None:
+            pass
+
+        async def report(self, unready_because: Callable[[], str]) -> None:
+            reported.append(unready_because())
+
+    server = make(Check(name="database", probe=probe))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(http_server._report, cast("Any", Worker()), server, Shutdown(grace_s=0))
+        await anyio.wait_all_tasks_blocked()
+        server.ready.set()
+        await anyio.wait_all_tasks_blocked()
+        assert reported == []
+        may_answer.set()
+    assert reported == ["database: it is gone"]
 
 
 def test_r9_probes_answer_without_a_host_check_and_only_to_reading() -> None:

@@ -31,6 +31,7 @@ class Exchange:
     def __init__(self) -> None:
         self.workers: dict[int, FakeWorker] = {}
         self.silent: set[int] = set()
+        self.asked: list[str] = []
 
 
 class FakeWorker(Worker):
@@ -47,6 +48,7 @@ class FakeWorker(Worker):
         self.handlers[what] = with_what
 
     async def ask(self, what: str, *, limit_s: float) -> Answers:
+        self._exchange.asked.append(what)
         others = self._exchange.workers.keys() - {self.number} - self._exchange.silent
         return Answers(
             bodies={number: await self._exchange.workers[number].handlers[what]() for number in others},
@@ -125,6 +127,24 @@ async def test_r14_the_tool_and_the_probe_speak_for_all() -> None:
     assert [one["number"] for one in result.structured_content["workers"]] == [1, 2]
     first._worker.others_unready_because = "worker 2: database: it is gone"
     assert first._server.health.unready_because() == "worker 2: database: it is gone"
+
+
+async def test_however_many_ask_at_the_same_time_every_worker_is_asked_once() -> None:
+    exchange = Exchange()
+    first = service(exchange, 1)
+    service(exchange, 2)
+    found: list[object] = []
+
+    async def ask(what: Callable[[], Awaitable[object]]) -> None:
+        found.append(await what())
+
+    for _ in range(2):  # and nothing is kept
+        async with anyio.create_task_group() as tasks:
+            for _ in range(10):
+                tasks.start_soon(ask, first.health)
+                tasks.start_soon(ask, first.exposition)
+    assert len(found) == 40
+    assert sorted(exchange.asked) == ["exposition", "exposition", "health", "health"]
 
 
 # ---- R63: figures --------------------------------------------------------------------------------------------------

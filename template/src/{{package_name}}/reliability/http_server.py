@@ -197,10 +197,11 @@ async def _serve(
 
 
 async def _report(worker: Worker, server: ReliableServer[Any], shutdown: Shutdown) -> None:
-    """Tell the parent how this worker is, as soon as it serves; without a parent, stop."""
+    """Tell the parent how this worker is, as soon as it serves and knows that; without a parent, stop."""
     worker.on_orphaned = partial(shutdown.request, "the parent process is gone")
     await worker.connect()
     await server.ready.wait()
+    await server.health.fresh_report()
     await worker.report(server.health.failures)
 
 

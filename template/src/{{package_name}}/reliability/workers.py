@@ -38,7 +38,8 @@ logger = logging.getLogger(__name__)
 
 _PATIENCE_S = 1.0
 """The workers of a parent that was killed have let go of the port by then."""
-_START_S = 60.0
+_START_S = 90.0
+"""Time until a worker says how it is; the first run of its checks alone may take a minute."""
 _SILENCE_S = 5.0
 """A worker that hangs ends by itself; one that cannot, because it is stopped, is ended so much later."""
 _STOP_S = 2.0

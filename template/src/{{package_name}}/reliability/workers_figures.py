@@ -21,6 +21,7 @@ from .parts import DependencyState
 from .probes import LazyExporter
 from .rate_limit import RateLimit
 from .server import ReliableServer
+from .single_flight import SingleFlight
 from .workers_link import Answers, Member, Worker
 
 _SPENDING_S = 0.5
@@ -42,6 +43,8 @@ class WholeService:
         self._server = server
         self._worker = worker
         self._exporter = LazyExporter(server, worker.number)
+        self._flights: SingleFlight[Any] = SingleFlight("the whole service", max_background=0, background_timeout_s=0)
+        """Every answer takes work of every worker, and anybody may ask."""
 
     def join(self) -> None:
         """From now on speak for the whole service, and answer the other workers."""
@@ -66,6 +69,10 @@ class WholeService:
 
     async def health(self) -> HealthReport:
         """The report of all workers."""
+        report: HealthReport = await self._flights.run(_HEALTH, self._whole_health)
+        return report
+
+    async def _whole_health(self) -> HealthReport:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._server.health.fresh_report)  # while the others run their checks
             answers = await self._worker.ask(_HEALTH, limit_s=self._server.limits.health_check_timeout_s + _FIGURES_S)
@@ -88,6 +95,10 @@ class WholeService:
 
     async def exposition(self) -> bytes:
         """What every worker shows to Prometheus."""
+        text: bytes = await self._flights.run(_EXPOSITION, self._whole_exposition)
+        return text
+
+    async def _whole_exposition(self) -> bytes:
         answers = await self._worker.ask(_EXPOSITION, limit_s=_FIGURES_S)
         found = self._numbered(answers, await self._own_exposition())
         return merged_expositions([*found.values(), _of_the_workers(len(found), answers.members)]).encode()

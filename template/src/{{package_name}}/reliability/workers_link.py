@@ -34,7 +34,7 @@ _MOMENT_S = 0.1
 BEAT_S = 1.0
 """Time between two messages that say how a worker is."""
 _LOSABLE: Final = ("state", "share")
-"""Kinds of messages that may be lost: a worker says again how it is, and a client only gets a little more than it may."""
+"""Kinds of messages that may be lost: a worker says again how it is, and a client gets a little more than it may."""
 _MAX_WAITING_BYTES = 1_000_000
 
 
