@@ -73,7 +73,7 @@ def answering(answer: bytes | None, *, pieces: bool = False) -> Iterator[Answeri
 
 
 def write_beat(path: Path, **changes: Any) -> str:
-    beat = {"pid": os.getpid(), "monotonic_s": time.monotonic(), "beat_s": 2, "ready": True, "reason": ""}
+    beat = {"pid": os.getpid(), "monotonic_s": time.monotonic(), "beat_s": 2, "reason": ""}
     path.write_text(json.dumps({**beat, "address": None, **changes}), encoding="utf-8")
     return str(path)
 
@@ -145,19 +145,19 @@ def test_an_endless_answer_ends(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_r66_a_fresh_heartbeat_is_healthy(tmp_path: Path) -> None:
-    assert read_beat(write_beat(tmp_path / "beat"), live=False)["ready"]
+    assert read_beat(write_beat(tmp_path / "beat"), live=False)["pid"] == os.getpid()
 
 
-@pytest.mark.parametrize("age_s", [6.5, -1])
-def test_r66_an_old_heartbeat_or_one_from_before_a_reboot_is_unhealthy(tmp_path: Path, age_s: float) -> None:
+@pytest.mark.parametrize(("age_s", "why"), [(6.5, "is 6 s old"), (-1, "is from before the last start of the machine")])
+def test_r66_an_old_heartbeat_or_one_from_before_a_reboot_is_unhealthy(tmp_path: Path, age_s: float, why: str) -> None:
     path = write_beat(tmp_path / "beat", monotonic_s=1000)
-    with pytest.raises(Sick, match="s old"):
+    with pytest.raises(Sick, match=why):
         read_beat(path, live=True, now=1000 + age_s)
     assert read_beat(path, live=True, now=1006)
 
 
 def test_r66_an_unready_server_is_unhealthy_and_alive(tmp_path: Path) -> None:
-    path = write_beat(tmp_path / "beat", ready=False, reason="database: it is gone")
+    path = write_beat(tmp_path / "beat", reason="database: it is gone")
     with pytest.raises(Sick, match=r"^database: it is gone$"):
         read_beat(path, live=False)
     assert read_beat(path, live=True)
@@ -246,6 +246,18 @@ def test_r66_a_heartbeat_that_has_stopped_is_enough_to_know(tmp_path: Path) -> N
 def test_a_port_that_cannot_be_asked_is_a_wrong_setting(port: str) -> None:
     with pytest.raises(Misused, match="HTTP_PORT"):
         examine({"HTTP_PORT": port}, "http", "http", live=False, timeout_s=5)
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 64 + ".example.com"])
+def test_a_host_that_cannot_be_asked_is_a_wrong_setting(host: str) -> None:
+    with pytest.raises(Misused, match=r"^HTTP_HOST='.* is no host that can be asked\.$"):
+        examine({"HTTP_HOST": host}, "http", "http", live=False, timeout_s=5)
+
+
+@pytest.mark.parametrize("host", ["::1", "fe80::1%lo", "localhost."])
+def test_r66_a_host_that_is_only_not_there_is_unhealthy(host: str) -> None:
+    with pytest.raises(Sick, match="port 1 does not answer"):
+        examine({"HTTP_HOST": host, "HTTP_PORT": "1"}, "http", "http", live=False, timeout_s=5)
 
 
 def test_a_stdio_server_without_a_heartbeat_cannot_be_asked() -> None:

@@ -85,9 +85,8 @@ class Heartbeat:
         """
         beat = {
             "pid": os.getpid(),
-            "monotonic_s": round(self._clock(), 3),
+            "monotonic_s": self._clock(),
             "beat_s": self._beat_s,
-            "ready": not reason,
             "reason": reason,
             "address": self._address,
         }

@@ -118,7 +118,12 @@ def _address(settings: Mapping[str, str]) -> tuple[str, int]:
     port = settings.get("HTTP_PORT", _DEFAULT_PORT)
     if not port.isdecimal() or not 0 < int(port) <= _MAX_PORT:
         raise Misused(f"HTTP_PORT={port!r} is no port that can be asked.")
-    return settings.get("HTTP_HOST", _DEFAULT_HOST), int(port)
+    host = settings.get("HTTP_HOST", _DEFAULT_HOST)
+    try:
+        host.encode("idna")  # as the look-up of its address does
+    except UnicodeError:
+        raise Misused(f"HTTP_HOST={host!r} is no host that can be asked.") from None
+    return host, int(port)
 
 
 def read_beat(path: str, *, live: bool, now: float | None = None) -> dict[str, Any]:
@@ -135,7 +140,7 @@ def read_beat(path: str, *, live: bool, now: float | None = None) -> dict[str, A
     try:
         beat = _checked(json.loads(_text_of(path)))
         age_s = (time.monotonic() if now is None else now) - beat["monotonic_s"]
-        is_fresh = 0 <= age_s <= _BEATS_MISSED * beat["beat_s"]  # one of the future is from before the last boot
+        is_fresh = age_s <= _BEATS_MISSED * beat["beat_s"]
         pid, reason = beat["pid"], beat["reason"]
     except OSError as error:
         raise Sick(f"no heartbeat in {path} ({error.strerror})") from None
@@ -143,6 +148,8 @@ def read_beat(path: str, *, live: bool, now: float | None = None) -> dict[str, A
         raise Sick(f"{path} holds no heartbeat") from None
     if _is_gone(pid):
         raise Sick(f"the process {pid} is gone")
+    if age_s < 0:  # of the future: the clock began anew
+        raise Sick("the last heartbeat is from before the last start of the machine")
     if not is_fresh:
         raise Sick(f"the last heartbeat is {age_s:.0f} s old")
     if reason and not live:
@@ -182,7 +189,9 @@ def _is_gone(pid: int) -> bool:
 
 
 def ask(host: str, port: int, *, live: bool, timeout_s: float) -> str:
-    """Ask over HTTP, within `timeout_s` seconds in all.
+    """Ask over HTTP, within `timeout_s` seconds in all once the server is reached.
+
+    The name is looked up for as long as the system takes, and each of its addresses is tried for that time.
 
     Raises:
         Sick: It does not answer, or the answer is no.
