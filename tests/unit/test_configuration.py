@@ -20,6 +20,7 @@ from reliability.configuration import (
     ConfigurationError,
     EnvironmentSettings,
     PostgresUrl,
+    RateOrNone,
     RequestStateKeys,
     Scopes,
     SecureAddress,
@@ -66,6 +67,7 @@ class Settings(EnvironmentSettings):
     chaos: ChaosPlan = ""
     issuer: SecureAddress | None = None
     proxies: AddressRanges = Field(default=[])
+    rate: RateOrNone = Field(6000, ge=0)
     scopes: Scopes = Field(default=[])
     algorithms: Algorithms = Field(default=["RS256"])
 
@@ -117,7 +119,9 @@ def test_r70_anybody_else_is_not(monkeypatch: pytest.MonkeyPatch, address: str) 
     ("values", "told"),
     [
         ({"PROXIES": "10.0.0.0/8, *"}, "'*' is neither an address nor a range of addresses, such as 10.0.0.0/8"),
-        ({"PROXIES": "10.0.0.1/8"}, "'10.0.0.1/8' is neither an address nor a range of addresses, such as 10.0.0.0/8"),
+        ({"PROXIES": "10.0.0.1/8"}, "'10.0.0.1/8' does not begin its range: write 10.0.0.0/8"),
+        ({"PROXIES": "fd00::1/64"}, "'fd00::1/64' does not begin its range: write fd00::/64"),
+        ({"RATE": "0.0005"}, "it must be 0, or at least 0.001"),
         ({"SCOPES": 'a, b"c'}, "'b\"c' is not a scope of OAuth"),
         ({"SCOPES": "a b"}, "'a b' is not a scope of OAuth"),
         ({"ALGORITHMS": "RS256, none"}, "'none' is not signed with a public key, as RS256 is"),

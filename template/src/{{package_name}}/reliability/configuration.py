@@ -53,6 +53,19 @@ LogLevel = Annotated[
 """A setting that is a level of logging, in upper or lower case."""
 
 
+LEAST_PER_MINUTE = 0.001
+
+
+def _zero_or_enough(per_minute: float) -> float:
+    if 0 < per_minute < LEAST_PER_MINUTE:
+        raise ValueError(f"it must be 0, or at least {LEAST_PER_MINUTE:g}")
+    return per_minute
+
+
+RateOrNone = Annotated[float, AfterValidator(_zero_or_enough)]
+"""A setting that is a number for each minute, where 0 is no limit."""
+
+
 def at_most(other: str) -> AfterValidator:
     """Refuse a setting that is above the setting `other`, which is declared before it.
 
@@ -93,9 +106,13 @@ def _address_ranges(texts: list[str]) -> list[str]:
 
     for text in texts:
         try:
-            ipaddress.ip_network(text)
+            range_around = ipaddress.ip_network(text, strict=False)
         except ValueError:
             raise ValueError(f"{text!r} is neither an address nor a range of addresses, such as 10.0.0.0/8") from None
+        try:
+            ipaddress.ip_network(text)
+        except ValueError:
+            raise ValueError(f"{text!r} does not begin its range: write {range_around}") from None
     return texts
 
 

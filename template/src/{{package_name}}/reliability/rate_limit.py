@@ -2,7 +2,7 @@
 
 A client is whoever its token names, else its address. Each has a bucket that fills evenly and holds a burst; who asks
 with an empty one gets status 429 and is told when to come back. One number for each client is all that is kept, and of
-no more than `max_clients` of them.
+no more than 10,000 of them: beyond that the one that was not heard of for the longest time is forgotten.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .bounds import bounded, check_bounds
+from .configuration import LEAST_PER_MINUTE
 
+_MAX_CLIENTS = 10_000
 _ONE_SITE = 64
 """Bits of an IPv6 address that one customer of a provider has for itself: what follows is free to choose."""
 
@@ -34,11 +36,9 @@ class RateLimitConfig:
         ValueError: A value is beyond its limits.
     """
 
-    per_minute: float = bounded(6000, 0.001, 100_000_000)
+    per_minute: float = bounded(6000, LEAST_PER_MINUTE, 100_000_000)
     burst: int = bounded(200, 1, 1_000_000)
     """Requests at once, after a rest."""
-    max_clients: int = bounded(10_000, 1, 10_000_000)
-    """Those that are remembered; beyond that the one that was not heard of for the longest time is forgotten."""
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -47,14 +47,6 @@ class RateLimitConfig:
     def of(cls, per_minute: float, *, burst: int) -> Self | None:
         """As the settings say it, where 0 is no limit."""
         return cls(per_minute=per_minute, burst=burst) if per_minute else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class RateLimitStatistics:
-    """A snapshot."""
-
-    clients: int
-    refused: int
 
 
 class RateLimit:
@@ -75,10 +67,8 @@ class RateLimit:
     ) -> None:
         self._interval_s = 60 / config.per_minute
         self._burst_s = self._interval_s * config.burst
-        self._max_clients = config.max_clients
         self._clock = clock
         self._full_at: OrderedDict[Hashable, float] = OrderedDict()
-        self._refused = 0
         self._spent: Counter[Hashable] | None = None
 
     def spend(self, client: Hashable) -> float:
@@ -87,7 +77,6 @@ class RateLimit:
         full_at = max(now, self._full_at.get(client, now)) + self._interval_s
         wait_s = full_at - now - self._burst_s
         if wait_s > self._interval_s * _ROUNDING:
-            self._refused += 1
             if client in self._full_at:  # heard of: no other client's arrival gives it a full bucket
                 self._full_at.move_to_end(client)
             return wait_s
@@ -109,12 +98,8 @@ class RateLimit:
     def _keep(self, client: Hashable, full_at: float) -> None:
         self._full_at[client] = full_at
         self._full_at.move_to_end(client)
-        if len(self._full_at) > self._max_clients:
+        if len(self._full_at) > _MAX_CLIENTS:
             self._full_at.popitem(last=False)
-
-    def statistics(self) -> RateLimitStatistics:
-        """A snapshot."""
-        return RateLimitStatistics(clients=len(self._full_at), refused=self._refused)
 
 
 _ROUNDING = 1e-6
