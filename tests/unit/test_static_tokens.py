@@ -156,8 +156,9 @@ async def test_r70_a_thread_that_begins_when_its_caller_has_gone_does_not_look(
     file: File, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A machine that is too busy to begin them must not find them all looking at once."""
-    tokens, may_begin, asked, ended = file.tokens(), threading.Event(), [], []
-    in_time = anyio.to_thread.run_sync
+    tokens, may_begin, in_time = file.tokens(), threading.Event(), anyio.to_thread.run_sync
+    asked: list[Path] = []
+    ended: list[bool] = []
 
     def late(function: Callable[[], object], **options: Any) -> Awaitable[object]:
         def run() -> None:
