@@ -249,6 +249,20 @@ def hang_up_on(shared: Service, tool: str) -> None:
         shared.call(tool)
 
 
+def test_settings_that_become_wrong_stop_no_worker_that_serves(tmp_path: Path) -> None:  # R30
+    path = tmp_path / "keys"
+    path.write_text("k" * 32, encoding="utf-8")
+    with ServerProcess("http", {"HTTP_WORKERS": WORKERS, "REQUEST_STATE_KEYS_FILE": path}) as server:
+        service = Service(server)
+        path.unlink()
+        os.kill(service.workers()[1]["pid"], signal.SIGTERM)
+        wait_for(server, "a worker cannot start again: a setting, or what it names, is wrong by now", worker=1)
+        assert service.call("echo", text="x").status_code == 200
+        assert service.get("/readyz").status_code == 200
+        server.signal(signal.SIGTERM)
+        assert server.exit_code(within_s=EXIT_S) == 0
+
+
 # ---- R68: the end --------------------------------------------------------------------------------------------------
 
 
