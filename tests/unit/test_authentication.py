@@ -13,6 +13,7 @@ from reliability.authentication import Authentication, InvalidToken, _RefusalLog
 from reliability.configuration import ConfigurationError
 from reliability.entrance import Entrance, is_loopback
 from reliability.errors import DependencyFailed
+from reliability.metrics import RefusedRequests
 from reliability.probes import is_open
 from reliability.rate_limit import RateLimit, RateLimitConfig
 from starlette.testclient import TestClient
@@ -60,7 +61,8 @@ class Door:
             scopes=("read", "write") if oauth else (),
             metadata_url=METADATA if oauth else "",
         )
-        self.http = TestClient(asked.before(self.app, limit, is_open=is_open))
+        self.refused = RefusedRequests()
+        self.http = TestClient(asked.before(self.app, limit, refused=self.refused, is_open=is_open))
 
     def get(self, path: str = "/mcp", *shown: str) -> Any:
         return self.http.get(path, headers=[("Authorization", value) for value in shown])
@@ -110,6 +112,7 @@ def test_r70_everybody_else_hears_what_the_standard_says_and_nothing_more(
     expected = f'Bearer {error}scope="read write", resource_metadata="{METADATA}"'
     assert answer.headers.get("www-authenticate") == (None if challenge is None else expected)
     assert len(answer.text) < 100
+    assert door.refused == RefusedRequests(unauthorized=int(status != 503))
     secrets = [part for value in shown for part in value.split()[1:]] + [SECRET, "Expired"]
     assert not [secret for secret in secrets if secret in answer.text]
     shown_parts = [part for value in shown for part in value.split()[1:] if len(part) > 4]
@@ -167,7 +170,7 @@ async def test_r70_a_connection_of_another_kind_is_refused_and_the_lifespan_is_n
     async def receive() -> Any:
         return {"type": "websocket.connect"}
 
-    door = Authentication(verifier=Verifier()).before(app, None, is_open=is_open)
+    door = Authentication(verifier=Verifier()).before(app, None, refused=RefusedRequests(), is_open=is_open)
     for path in ("/mcp", "/livez"):
         scope: dict[str, Any] = {
             "type": "websocket",
@@ -197,6 +200,7 @@ def test_r59_who_is_refused_too_often_is_refused_quickly_and_harms_nobody_else()
     assert [answer.status_code for answer in answers] == [401, 401, 401, 429, 429]
     assert answers[-1].headers["retry-after"] == "1"
     assert "www-authenticate" not in answers[-1].headers
+    assert door.refused == RefusedRequests(unauthorized=3, rate_limited=2)
     assert [door.get("/mcp", "Bearer good").status_code for _ in range(5)] == [200] * 5  # from the same address
     clock.now += 1
     assert door.get("/mcp").status_code == 401
@@ -291,6 +295,7 @@ def test_r59_r70_the_entrance_knows_who_asks_before_it_counts() -> None:
     assert [status("wrong", "192.0.2.1") for _ in range(3)] == [401, 401, 429]
     assert [status("wrong", "192.0.2.2") for _ in range(3)] == [401, 401, 429]
     assert {http.get("/livez").status_code for _ in range(9)} == {200}
+    assert entrance.refused == RefusedRequests(unauthorized=4, rate_limited=4)  # R62: each once, by its status
 
 
 def test_r59_without_authentication_an_address_is_a_client() -> None:
@@ -298,6 +303,7 @@ def test_r59_without_authentication_an_address_is_a_client() -> None:
     http = TestClient(entrance.before(App(), entrance.buckets()), client=("10.0.0.1", 5))
     statuses = [http.get("/mcp", headers={"X-Forwarded-For": f"192.0.2.{n % 2}"}).status_code for n in range(4)]
     assert statuses == [200, 200, 429, 429]
+    assert entrance.refused == RefusedRequests(rate_limited=2)
 
 
 def test_an_entrance_without_anything_is_the_application_itself() -> None:

@@ -8,7 +8,7 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from reliability.metrics import BUCKETS_S, UNKNOWN, CallMetrics, CallStatistics, Histogram, Outcome
+from reliability.metrics import BUCKETS_S, UNKNOWN, CallMetrics, CallStatistics, Histogram, Outcome, RefusedRequests
 
 LARGEST_ERROR = 0.04
 durations = st.floats(min_value=1e-5, max_value=3600)
@@ -223,3 +223,9 @@ def test_r63_durations_are_given_to_a_thousandth_of_a_millisecond() -> None:
     metrics.started("add")
     metrics.finished("add", Outcome.OK, 0.0012345678)
     assert only(metrics).mean_ms == 1.235
+
+
+def test_r62_refused_requests_of_several_processes_are_added_up() -> None:
+    counted = [{"rate_limited": 1, "unauthorized": 2}, {"rate_limited": 10, "unauthorized": 20}]
+    assert RefusedRequests.merged(counted) == RefusedRequests(rate_limited=11, unauthorized=22)
+    assert RefusedRequests.merged([]) == RefusedRequests()

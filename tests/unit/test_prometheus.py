@@ -307,6 +307,16 @@ async def test_r14_the_server_s_own_state_is_there() -> None:
     assert scrape("mcp_server_event_loop_lag_seconds") >= 0
 
 
+async def test_r62_requests_that_were_refused_before_they_were_calls_are_counted_apart() -> None:
+    server = server_of()
+    server.refused_requests.rate_limited, server.refused_requests.unauthorized = 4, 5
+    scrape = await scraped(server)
+    assert scrape("mcp_server_rate_limited_requests_total") == 4
+    assert scrape("mcp_server_unauthorized_requests_total") == 5
+    told: Any = await server.call_tool("get-metrics", {})
+    assert told.structured_content["refused_requests"] == {"rate_limited": 4, "unauthorized": 5}
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="prometheus_client reads /proc")
 async def test_r14_memory_and_descriptors_of_the_process_are_there() -> None:
     scrape = await scraped(server_of())

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from mcp.server.auth.provider import AccessToken
 from reliability import rate_limit
+from reliability.metrics import RefusedRequests
 from reliability.rate_limit import RateLimit, RateLimitConfig, RateLimited, client_of
 from starlette.testclient import TestClient
 
@@ -131,11 +132,13 @@ async def fine(scope: Any, receive: Any, send: Any) -> None:
 
 def test_r59_a_refusal_says_when_to_come_back_and_open_paths_have_no_limit() -> None:
     clock = FakeClock()
-    app = RateLimited(fine, limit(clock, per_minute=10, burst=2), is_open=lambda path: path == "/livez")
+    refusals, bucket = RefusedRequests(), limit(clock, per_minute=10, burst=2)
+    app = RateLimited(fine, bucket, refused=refusals, is_open=lambda path: path == "/livez")
     http = TestClient(app)
     assert [http.get("/mcp").status_code for _ in range(3)] == [200, 200, 429]
     refused = http.get("/mcp")
     assert (refused.text, refused.headers["retry-after"]) == ("Too many requests.", "6")
     assert {http.get("/livez").status_code for _ in range(10)} == {200}
+    assert refusals == RefusedRequests(rate_limited=2)
     clock.now += 6
     assert [http.get("/mcp").status_code for _ in range(2)] == [200, 429]

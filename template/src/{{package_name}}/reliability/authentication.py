@@ -26,6 +26,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .errors import ReliabilityError
+from .metrics import RefusedRequests
 from .rate_limit import RateLimit, site_of, too_many_requests
 
 logger = logging.getLogger(__name__)
@@ -68,15 +69,18 @@ class Authentication:
     scopes: Sequence[str] = ()
     metadata_url: str = ""
 
-    def before(self, app: ASGIApp, limit: RateLimit | None, *, is_open: Callable[[str], bool]) -> ASGIApp:
+    def before(
+        self, app: ASGIApp, limit: RateLimit | None, *, refused: RefusedRequests, is_open: Callable[[str], bool]
+    ) -> ASGIApp:
         """The application in front of `app` that asks for it.
 
         Args:
             app: What is protected.
             limit: How often an address may be refused.
+            refused: Counts whom it refuses.
             is_open: Tells which paths ask for nothing.
         """
-        return _Doorkeeper(app, self, limit, is_open)
+        return _Doorkeeper(app, self, limit, refused, is_open)
 
 
 @dataclass
@@ -91,11 +95,17 @@ class _Refused(Exception):
 
 class _Doorkeeper:
     def __init__(
-        self, app: ASGIApp, asked: Authentication, limit: RateLimit | None, is_open: Callable[[str], bool]
+        self,
+        app: ASGIApp,
+        asked: Authentication,
+        limit: RateLimit | None,
+        refused: RefusedRequests,
+        is_open: Callable[[str], bool],
     ) -> None:
         self._app = AuthContextMiddleware(app)
         self._asked = asked
         self._limit = limit
+        self._refused = refused
         self._is_open = is_open
         self._log = _RefusalLog()
 
@@ -126,7 +136,8 @@ class _Doorkeeper:
     def _answer(self, refused: _Refused, scope: Scope) -> Response:
         self._log.add(refused, scope)
         if self._limit is not None and (wait_s := self._limit.spend(site_of(scope))):
-            return too_many_requests(wait_s)
+            return too_many_requests(wait_s, self._refused)
+        self._refused.unauthorized += refused.status < 500  # else it cannot be told: the issuer's figures say so
         if refused.status in (401, 403):
             refused.headers["WWW-Authenticate"] = self._challenge(refused)
         return PlainTextResponse(_TEXTS[refused.status], refused.status, refused.headers)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from .declarations import tool
 from .health import HealthReport
-from .metrics import CallStatistics
+from .metrics import CallStatistics, RefusedRequests
 
 HEALTH, METRICS = "health-check", "get-metrics"
 BUILT_IN = frozenset({HEALTH, METRICS})
@@ -24,6 +24,7 @@ class Metrics:
     """`DependencyStatistics`; a group of dependencies gives one for each member."""
     pools: list[Any]
     caches: list[Any]
+    refused_requests: RefusedRequests = field(default_factory=RefusedRequests)
     workers: list[int] = field(default_factory=list)
     """Where the service is several processes, the numbers of those that these figures are of."""
     missing_workers: list[int] = field(default_factory=list)

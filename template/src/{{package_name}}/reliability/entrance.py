@@ -5,12 +5,13 @@ from __future__ import annotations
 import ipaddress
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from starlette.types import ASGIApp
 
 from .configuration import ConfigurationError
+from .metrics import RefusedRequests
 from .probes import is_open
 from .rate_limit import RateLimit, RateLimitConfig, RateLimited
 from .trusted_proxies import TrustedProxies
@@ -21,7 +22,9 @@ logger = logging.getLogger(__name__)
 class Asking(Protocol):
     """`Authentication`; projects without it do not have that module."""
 
-    def before(self, app: ASGIApp, limit: RateLimit | None, *, is_open: Callable[[str], bool]) -> ASGIApp:
+    def before(
+        self, app: ASGIApp, limit: RateLimit | None, *, refused: RefusedRequests, is_open: Callable[[str], bool]
+    ) -> ASGIApp:
         """The application in front of `app`."""
 
 
@@ -35,6 +38,7 @@ class Entrance:
         allow_unauthenticated: Whether to serve without it beyond this machine, or where it is `wanted`.
         rate_limit: How often a client may ask; None for as often as it likes.
         trusted_proxies: Addresses and ranges whose word on who asks is taken.
+        refused: Counts who is not let in; `ReliableServer.refused_requests` shows it.
         settings_prefix: What the variables of settings begin with, for texts.
     """
 
@@ -43,6 +47,7 @@ class Entrance:
     allow_unauthenticated: bool = False
     rate_limit: RateLimitConfig | None = None
     trusted_proxies: Sequence[str] = ()
+    refused: RefusedRequests = field(default_factory=RefusedRequests)
     settings_prefix: str = ""
 
     def check(self, host: str, address: str) -> None:
@@ -81,9 +86,9 @@ class Entrance:
     def before(self, app: ASGIApp, limit: RateLimit | None) -> ASGIApp:
         """The application in front of `app`; `limit` is what `buckets` gave."""
         if limit is not None:
-            app = RateLimited(app, limit, is_open=is_open)
+            app = RateLimited(app, limit, refused=self.refused, is_open=is_open)
         if self.authentication is not None:
-            app = self.authentication.before(app, limit, is_open=is_open)
+            app = self.authentication.before(app, limit, refused=self.refused, is_open=is_open)
         return TrustedProxies(app, self.trusted_proxies) if self.trusted_proxies else app
 
 

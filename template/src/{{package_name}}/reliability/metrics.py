@@ -51,6 +51,25 @@ _ANSWERED = frozenset({Outcome.OK, Outcome.FALLBACK})
 _ERRORS = (Outcome.TOOL_ERROR, Outcome.ERROR, Outcome.TIMEOUT, Outcome.REJECTED)
 
 
+@dataclass(kw_only=True)
+class RefusedRequests:
+    """Counts requests over HTTP that were refused before anybody knew what they ask for (R62)."""
+
+    rate_limited: int = 0
+    """Their client asks too often: status 429."""
+    unauthorized: int = 0
+    """They show no token, or not one that lets them in: status 401 or 403, 400 or 431."""
+
+    @classmethod
+    def merged(cls, counted: Iterable[dict[str, int]]) -> RefusedRequests:
+        """What several processes have counted, each as a mapping."""
+        whole = cls()
+        for one in counted:
+            whole.rate_limited += one["rate_limited"]
+            whole.unauthorized += one["unauthorized"]
+        return whole
+
+
 class Histogram:
     """Durations in seconds, from 10 us to an hour; what lies outside counts in the first or the last bucket."""
 

@@ -5,6 +5,8 @@
     mcp_server_calls_in_flight               gauge      method, tool
     mcp_server_queue_length                  gauge      calls that wait for a place
     mcp_server_refused_calls_total           counter    calls refused for load
+    mcp_server_rate_limited_requests_total   counter    requests over HTTP refused because their client asks too often
+    mcp_server_unauthorized_requests_total   counter    requests over HTTP refused for want of a token that lets them in
     mcp_server_ready                         gauge      1 while calls should be sent here
     mcp_server_health_check_ok               gauge      check
     mcp_server_event_loop_lag_seconds        gauge
@@ -144,6 +146,11 @@ class Exporter:
         yield now
         yield GaugeMetricFamily("mcp_server_queue_length", "Calls that wait for a place.", shedder.queued)
         yield CounterMetricFamily("mcp_server_refused_calls", "Calls refused for load.", shedder.refused)
+        refused = self._server.refused_requests
+        says = "Requests refused because their client asks too often."
+        yield CounterMetricFamily("mcp_server_rate_limited_requests", says, refused.rate_limited)
+        says = "Requests refused for want of a token that lets them in."
+        yield CounterMetricFamily("mcp_server_unauthorized_requests", says, refused.unauthorized)
 
     def _health(self) -> Iterator[Metric]:
         report = self._server.health.report()

@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .bounds import bounded, check_bounds
 from .configuration import LEAST_PER_MINUTE
+from .metrics import RefusedRequests
 
 _MAX_CLIENTS = 10_000
 _ONE_SITE = 64
@@ -112,12 +113,16 @@ class RateLimited:
     Args:
         app: What is limited.
         limit: The buckets.
+        refused: Counts whom it refuses.
         is_open: Tells which paths are never limited.
     """
 
-    def __init__(self, app: ASGIApp, limit: RateLimit, *, is_open: Callable[[str], bool]) -> None:
+    def __init__(
+        self, app: ASGIApp, limit: RateLimit, *, refused: RefusedRequests, is_open: Callable[[str], bool]
+    ) -> None:
         self._app = app
         self._limit = limit
+        self._refused = refused
         self._is_open = is_open
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -126,7 +131,7 @@ class RateLimited:
             await self._app(scope, receive, send)
             return
         wait_s = self._limit.spend(client_of(scope))
-        await (too_many_requests(wait_s) if wait_s else self._app)(scope, receive, send)
+        await (too_many_requests(wait_s, self._refused) if wait_s else self._app)(scope, receive, send)
 
 
 def client_of(scope: Scope) -> Hashable:
@@ -147,6 +152,7 @@ def site_of(scope: Scope) -> str:
     return str(address.ipv4_mapped or ipaddress.ip_network((int(address), _ONE_SITE), strict=False))
 
 
-def too_many_requests(wait_s: float) -> Response:
-    """The refusal."""
+def too_many_requests(wait_s: float, refused: RefusedRequests) -> Response:
+    """The refusal, which is counted."""
+    refused.rate_limited += 1
     return PlainTextResponse("Too many requests.", 429, {"Retry-After": str(math.ceil(wait_s))})

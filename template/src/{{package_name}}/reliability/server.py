@@ -12,7 +12,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import anyio
@@ -44,7 +44,7 @@ from .masking import (
     tool_errors,
     unknown_name,
 )
-from .metrics import CallMetrics, Outcome
+from .metrics import CallMetrics, Outcome, RefusedRequests
 from .output_limit import limit_output, refuse_oversize, size_of_block, size_of_text
 from .parts import Part, Parts
 from .pipeline import Call, Pipeline, overdue_check
@@ -136,6 +136,8 @@ class ReliableServer(RegisteringServer[AppT], Generic[AppT]):
             max_queued=limits.max_queued_calls,
             queue_timeout_s=limits.queue_timeout_s,
         )
+        self.refused_requests = RefusedRequests()
+        """Of HTTP; whoever refuses them counts them here."""
         metrics, parts = CallMetrics(), Parts()
         self._chaos = chaos
         self.health = HealthMonitor(
@@ -248,6 +250,7 @@ class ReliableServer(RegisteringServer[AppT], Generic[AppT]):
             dependencies=self.parts.statistics("dependency"),
             pools=self.parts.statistics("pool"),
             caches=self.parts.statistics("cache"),
+            refused_requests=replace(self.refused_requests),
         )
 
     @asynccontextmanager
