@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import httpx2
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from tests.deployment.docker_engine import Engine
@@ -66,10 +68,22 @@ class Caller(NamedTuple):
     def wait(self, *, within_s: float = 30) -> float:
         """Wait until the server is ready; the seconds that it took."""
         begin = time.monotonic()
-        while self.status("readyz") != 200:
-            assert time.monotonic() - begin < within_s, "the server is not ready"
-            time.sleep(0.02)
+        until(lambda: self.status("readyz") == 200, within_s=within_s, every_s=0.02)
         return time.monotonic() - begin
+
+    def is_calling(self, tool: str) -> bool:
+        """Whether a call of this tool runs in the server."""
+        figures = httpx2.get(f"http://127.0.0.1:{self.port}/metrics", timeout=5).text
+        return bool(re.search(rf'^mcp_server_calls_in_flight\{{.*"{tool}".*\}} [1-9]', figures, re.MULTILINE))
+
+
+def until(look: Callable[[], Any], *, within_s: float = 60, every_s: float = 0.1) -> Any:
+    """Look again and again until there is something, and return it."""
+    due = time.monotonic() + within_s
+    while not (found := look()):
+        assert time.monotonic() < due, f"{found!r} after {within_s} s"
+        time.sleep(every_s)
+    return found
 
 
 def free_port() -> int:

@@ -17,11 +17,11 @@ import yaml
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 
-from tests.deployment.callers import Caller, free_port
+from tests.deployment.callers import Caller, free_port, until
 from tests.deployment.readme import commands, run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from tests.deployment.docker_engine import Engine
@@ -30,7 +30,6 @@ pytestmark = pytest.mark.timeout(900)
 """Whichever test is the first waits for the engine and the images, for minutes on a busy machine."""
 
 UP_S = 180
-LIMIT_S = 60
 
 OVERRIDE = """
 services:
@@ -213,12 +212,3 @@ def metrics_of(query: str) -> set[str]:
     """Return the names of the metrics in a query."""
     without_labels = re.sub(r"\bby \([^)]*\)|\{[^}]*\}", "", query)
     return set(re.findall(r"\b(?:mcp_server|db_client|process)_\w+|\bup\b", without_labels))
-
-
-def until(look: Callable[[], Any], *, within_s: float = LIMIT_S) -> Any:
-    """Wait until there is something."""
-    due = time.monotonic() + within_s
-    while not (found := look()):
-        assert time.monotonic() < due, found
-        time.sleep(0.2)
-    return found

@@ -14,7 +14,7 @@ import anyio
 import pytest
 from mcp import Client, StdioServerParameters
 
-from tests.deployment.callers import HARDENED, Caller, free_port, give_token, published
+from tests.deployment.callers import HARDENED, Caller, free_port, give_token, published, until
 from tests.deployment.conftest import build, lock
 from tests.deployment.readme import commands, run
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.timeout(900)
 """Whichever test is the first waits for the engine and the image, for minutes on a busy machine."""
 
 HEALTH = "{{.State.Health.Status}}"
-QUICK = ["--health-interval", "1s", "--health-timeout", "1s", "--health-retries", "2"]
+QUICK = ["--health-interval", "1s", "--health-timeout", "3s", "--health-retries", "2"]
 """The health check of the image is made for years, and not for a test."""
 DESCRIPTION = "Say \"hi\", \\n 'x' ${HOME} $(id) `id` <b>&amp; %s {0} é 漢字 \\"
 
@@ -203,9 +203,9 @@ def test_a_blocked_loop_makes_it_unhealthy_and_then_it_is_healthy_again(
 ) -> None:  # R66
     container, caller = server
     engine.until(container, HEALTH, "healthy", within_s=15)
-    blocked = threading.Thread(target=caller.post, args=("block_the_loop",), kwargs={"seconds": 10})
+    blocked = threading.Thread(target=caller.post, args=("block_the_loop",), kwargs={"seconds": 20})
     blocked.start()
-    unhealthy_s = engine.until(container, HEALTH, "unhealthy", within_s=9)
+    unhealthy_s = engine.until(container, HEALTH, "unhealthy", within_s=19)
     blocked.join()
     healthy_s = engine.until(container, HEALTH, "healthy", within_s=15)
     said = [one["Output"] for one in json.loads(engine("inspect", "--format", "{{json .State.Health.Log}}", container))]
@@ -235,17 +235,17 @@ def test_a_stop_lets_the_call_in_flight_finish(
 ) -> None:  # R68
     container, caller = server
     answers: list[Any] = []
-    call = threading.Thread(target=lambda: answers.append(_outcome(caller, "sleep", seconds=4)))
+    call = threading.Thread(target=lambda: answers.append(_outcome(caller, "sleep", seconds=8)))
     call.start()
-    time.sleep(1)
+    until(lambda: caller.is_calling("sleep"))
     begin = time.monotonic()
     stopping = threading.Thread(target=engine, args=("stop", "--time", "20", container))
     stopping.start()
-    time.sleep(0.5)
-    assert caller.status("readyz") != 200
+    until(lambda: caller.status("readyz") != 200 or not call.is_alive(), every_s=0.02)
+    assert call.is_alive(), "it was ready until the call ended"
     call.join()
     stopping.join()
-    report(f"stopped after {time.monotonic() - begin:.1f} s with 3 s of a call left")
+    report(f"stopped after {time.monotonic() - begin:.1f} s, a call of 8 s included")
     assert answers == ["slept"]
     assert engine("inspect", "--format", "{{.State.ExitCode}} {{.State.OOMKilled}}", container) == "0 false"
 

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import kubernetes_validate
@@ -21,6 +21,7 @@ import pytest
 import yaml
 from reliability.shutdown import CLEANUP_S
 
+from tests.deployment.callers import until
 from tests.deployment.manifests import (
     NAMESPACE,
     HelmError,
@@ -359,10 +360,7 @@ def test_a_token_in_the_secret_is_changed_without_a_restart(render: Renderer, tm
         (mounted / "..new" / "HTTP_TOKENS_PATH").write_text(line_of(TOKENS[1]))
         (mounted / "..link").symlink_to("..new")
         (mounted / "..link").replace(mounted / "..data")
-        give_up = time.monotonic() + START_S
-        while greeted(port, "/mcp", host="my-server", token=TOKENS[1]) != 200:
-            assert time.monotonic() < give_up
-            time.sleep(0.1)
+        until(lambda: greeted(port, "/mcp", host="my-server", token=TOKENS[1]) == 200)
         assert greeted(port, "/mcp", host="my-server", token=TOKENS[0]) == 401
 
 
@@ -640,14 +638,14 @@ def greeted(port: int, path: str, *, host: str, token: str) -> int:
 
 
 def status(port: int, path: str, *, host: str, within_s: float = 0) -> int:
-    """Return the status of what a probe is answered; it asks again until somebody listens."""
+    """Return the status of what a probe is answered; it asks again while nobody listens or the server starts."""
     give_up = time.monotonic() + within_s
     while True:
-        try:
-            return ask(port, "GET", path, None, {"Host": host})
-        except ConnectionError:
-            if time.monotonic() > give_up:
-                raise
+        with suppress(ConnectionError):
+            found = ask(port, "GET", path, None, {"Host": host})
+            if found != 503 or time.monotonic() > give_up:
+                return found
+        assert time.monotonic() < give_up, "nobody listens"
         time.sleep(0.05)
 
 
