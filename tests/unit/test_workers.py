@@ -211,6 +211,15 @@ async def test_r30_settings_that_become_wrong_stop_no_worker_that_serves(
     assert errors == {"a worker cannot start again: a setting, or what it names, is wrong by now"}
 
 
+async def test_r30_settings_with_which_none_can_serve_any_more_end_the_service(tmp_path: Path) -> None:
+    async with running(tmp_path, dict.fromkeys((1, 2), {"exits_while": "wrong"})) as run:
+        await run.ready()
+        (tmp_path / "wrong").touch()
+        for number in (1, 2):
+            os.kill(run.starts(number)[0], signal.SIGTERM)
+        assert await run.ends() == 2
+
+
 async def test_r68_a_stop_does_not_wait_for_settings_that_are_wrong(tmp_path: Path) -> None:
     async with running(tmp_path, {1: {"exits_while": "wrong"}}) as run:
         await run.ready()

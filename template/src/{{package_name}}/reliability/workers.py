@@ -132,6 +132,8 @@ class Slot:
         self.policy = policy
         self.restarts = 0
         self.has_served = False
+        self.is_misconfigured = False
+        """Its last process found the settings wrong, and the next one is not there yet."""
         """Whether one of them ever has."""
         self.process: asyncio.subprocess.Process | None = None
         self.link: Link | None = None
@@ -262,7 +264,9 @@ class Service:
 
     async def _recover(self, slot: Slot, exit_code: int) -> None:
         """Wait until the next start is due, or stop the service where there is none."""
-        if not self._one_has_served or (exit_code == EXIT_CONFIGURATION and not slot.has_served):
+        slot.is_misconfigured = exit_code == EXIT_CONFIGURATION
+        hopeless = slot.is_misconfigured and not slot.has_served
+        if hopeless or not self._one_has_served or all(one.is_misconfigured for one in self._slots):
             self._shutdown.request("a worker cannot start", exit_code=exit_code if exit_code > 0 else 1)
             return
         about = {"worker": slot.number, "exit_code": exit_code, "restarts": slot.restarts}
@@ -327,7 +331,7 @@ class Service:
         slot.heard_at = self._clock()
         match message["kind"]:
             case "state":
-                slot.reason, slot.has_served = message["reason"], True
+                slot.reason, slot.has_served, slot.is_misconfigured = message["reason"], True, False
                 self._note_progress()
                 self._tell_others()
             case "ask":
