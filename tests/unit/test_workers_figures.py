@@ -11,7 +11,7 @@ import anyio
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from reliability.health import Check, Status, Unhealthy
-from reliability.metrics import CallMetrics, Outcome
+from reliability.metrics import CallMetrics, Outcome, RefusedRequests
 from reliability.rate_limit import RateLimit, RateLimitConfig
 from reliability.server import Limits, ReliableServer
 from reliability.workers_figures import WholeService, merged_expositions
@@ -167,6 +167,19 @@ async def test_r63_calls_are_added_up_with_their_percentiles() -> None:
     assert (merged.p50_ms < 2, merged.p95_ms > 900) == (True, True)
     assert (found.workers, found.missing_workers) == ([1, 2], [])
     assert [(one["name"], one["worker"]) for one in found.dependencies] == [("api", 1), ("api", 2)]
+
+
+async def test_r62_requests_that_were_refused_are_added_up() -> None:
+    exchange = Exchange()
+    services = [service(exchange, number) for number in (1, 2)]
+    for number, whole in enumerate(services, start=1):
+        whole._server.refused_requests.rate_limited = number
+        whole._server.refused_requests.unauthorized = 10 * number
+    found = await services[1].metrics()
+    assert found.refused_requests == RefusedRequests(rate_limited=3, unauthorized=30)
+    text = (await services[0].exposition()).decode()
+    for number in (1, 2):
+        assert f'mcp_server_rate_limited_requests_total{{worker="{number}"}} {number}.0' in text
 
 
 async def test_r63_whose_figures_are_missing_is_said() -> None:

@@ -16,7 +16,7 @@ import anyio
 
 from .built_in_tools import Metrics
 from .health import CheckResult, HealthReport, Status, WorkerState
-from .metrics import CallMetrics
+from .metrics import CallMetrics, RefusedRequests
 from .parts import DependencyState
 from .probes import LazyExporter
 from .rate_limit import RateLimit
@@ -89,6 +89,7 @@ class WholeService:
             dependencies=_with_numbers(found, "dependencies"),
             pools=_with_numbers(found, "pools"),
             caches=_with_numbers(found, "caches"),
+            refused_requests=RefusedRequests.merged(one["refused_requests"] for one in found.values()),
             workers=list(found),
             missing_workers=[member.number for member in answers.members if member.number not in found],
         )
