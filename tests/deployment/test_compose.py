@@ -180,6 +180,7 @@ def test_every_container_is_hardened_and_bounded(stack: Stack) -> None:  # R65, 
         assert host["Memory"] > 0, name
         assert host["NanoCpus"] > 0, name
         assert host["PidsLimit"] > 0, name
+        assert all("size=" in options for options in host.get("Tmpfs", {}).values()), name
         assert host["RestartPolicy"]["Name"] == "unless-stopped", name
         assert found["State"]["Health"]["Status"] == "healthy", name
         assert {one["HostIp"] for ports in host["PortBindings"].values() for one in ports} <= {"127.0.0.1"}, name
@@ -191,11 +192,30 @@ def test_every_container_is_hardened_and_bounded(stack: Stack) -> None:  # R65, 
     assert server["Config"]["Healthcheck"]["StartInterval"] == 1_000_000_000
 
 
+def test_another_version_and_the_way_back_replace_the_server_alone(stack: Stack) -> None:
+    """Prometheus goes on meanwhile, because it is the one who tells that a version does not serve."""
+    before = started(stack, "database", "prometheus")
+    stack.engine("tag", "my-server:0.1.0", "my-server:0.2.0")
+    for tag in ("0.2.0", "0.1.0"):
+        stack._replace(variables={**stack.variables, "IMAGE_TAG": tag}).compose("up", "--detach", "--wait")
+        assert stack.compose("ps", "--format", "{{.Image}}", "server") == f"my-server:{tag}"
+        assert stack.caller.call("echo", text=tag) == tag
+    assert started(stack, "database", "prometheus") == before
+
+
 def test_the_database_may_go_and_come_back(stack: Stack) -> None:  # R40
     stack.compose("kill", "database")
     assert until(lambda: is_error(stack.caller, "b"))
     stack.compose("up", "--wait", "--no-build", "--no-recreate", "database")
     assert until(lambda: not is_error(stack.caller, "c"), within_s=150)
+
+
+def started(stack: Stack, *services: str) -> list[str]:
+    """Return when each of them was started."""
+    return [
+        stack.engine("inspect", "--format", "{{.State.StartedAt}}", stack.compose("ps", "--quiet", one))
+        for one in services
+    ]
 
 
 def is_error(caller: Caller, title: str) -> bool:
