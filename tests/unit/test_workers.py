@@ -212,7 +212,7 @@ async def test_r30_settings_that_become_wrong_stop_no_worker_that_serves(
 
 
 async def test_r30_settings_with_which_none_can_serve_any_more_end_the_service(tmp_path: Path) -> None:
-    async with running(tmp_path, dict.fromkeys((1, 2), {"exits_while": "wrong"})) as run:
+    async with running(tmp_path, {number: {"exits_while": "wrong"} for number in (1, 2)}) as run:
         await run.ready()
         (tmp_path / "wrong").touch()
         for number in (1, 2):
