@@ -539,9 +539,11 @@ async def test_r39_the_upkeep_ends_with_the_last_connection() -> None:
 async def test_r55_a_failure_to_connect_reaches_the_borrower() -> None:
     pool, server = make()
     server.fails["open"] = DependencyFailed("db", "It refuses.", retryable=False)
+    server.fails["open"].__cause__ = reason = ConnectionRefusedError("nobody listens")
     with pytest.raises(DependencyFailed, match="It refuses") as caught:
         await hold(pool)
     assert (caught.value.dependency, caught.value.retryable) == ("db", False)
+    assert caught.value.__cause__ is reason, "which the log tells of"
     assert (pool.size, pool.statistics().open_failures) == (0, 1)
 
 

@@ -383,6 +383,7 @@ class Pool(Generic[C]):
             return ConnectionBroken(self._dependency, "it could not be opened")
         twin = type(error).__new__(type(error), *error.args)  # each borrower raises an exception of its own
         vars(twin).update(vars(error))
+        twin.__cause__ = error.__cause__
         return twin
 
     async def _clean(self, member: _Member[C]) -> _Member[C] | None:
