@@ -72,7 +72,6 @@ def stack(services: Engine, image: str, project: Path, tmp_path_factory: pytest.
         "COMPOSE_FILE": "compose.yaml:override.yaml",
         "PUBLISHED_PORT": str(port),
         "PROMETHEUS_PORT": str(prometheus),
-        "IMAGE_TAG": "0.1.0",
     }
     (script,) = commands(directory, "Docker Compose")
     begin = time.monotonic()
@@ -196,8 +195,10 @@ def test_another_version_and_the_way_back_replace_the_server_alone(stack: Stack)
     """Prometheus goes on meanwhile, because it is the one who tells that a version does not serve."""
     before = started(stack, "database", "prometheus")
     stack.engine("tag", "my-server:0.1.0", "my-server:0.2.0")
+    assert (stack.directory / ".env").read_text() == "IMAGE_TAG=0.1.0\n"
     for tag in ("0.2.0", "0.1.0"):
-        stack._replace(variables={**stack.variables, "IMAGE_TAG": tag}).compose("up", "--detach", "--wait")
+        (stack.directory / ".env").write_text(f"IMAGE_TAG={tag}\n")
+        stack.compose("up", "--detach", "--wait")
         assert stack.compose("ps", "--format", "{{.Image}}", "server") == f"my-server:{tag}"
         assert stack.caller.call("echo", text=tag) == tag
     assert started(stack, "database", "prometheus") == before

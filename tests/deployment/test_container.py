@@ -263,7 +263,8 @@ def test_the_commands_of_the_readme_run(engine: Engine, image: str, project: Pat
     run(secrets, directory, engine.environment, timeout_s=60)
     try:
         said = run(as_service, directory, engine.environment, timeout_s=60)
-        assert said.endswith("\nready\n")
+        assert "\nready\n" in said
+        assert '"event": "ready"' in said
         assert Caller(port).status("readyz") == 200
     finally:
         engine("rm", "--force", "my-server")
