@@ -67,15 +67,15 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
-    """Return a Docker Engine that has the base image."""
+    """Return a Docker Engine that has the base image; it ends with the module, because another process waits for it."""
     with docker_engine() as engine:
         provide_python(engine)
         yield engine
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def services(engine: Engine) -> Engine:
     """Return the engine when it also has the images of the programs beside the server."""
     provide_services(engine)
@@ -92,7 +92,7 @@ def project(render: Renderer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def image(engine: Engine, project: Path) -> str:
     """Return the name of its image."""
     build(engine, project, "my-server:trial")
