@@ -139,9 +139,8 @@ async def _calls(port: int, numbers: range, session: str | None) -> None:
     writer.close()
 
 
-async def _post(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: int, body: bytes, session: str | None
-) -> tuple[dict[str, str], bytes]:
+def post_request(port: int, body: bytes, session: str | None = None) -> bytes:
+    """A request over HTTP as it is sent."""
     lines = [
         "POST /mcp HTTP/1.1",
         f"Host: 127.0.0.1:{port}",
@@ -151,7 +150,13 @@ async def _post(
         f"Content-Length: {len(body)}",
         *([f"Mcp-Session-Id: {session}"] if session else []),
     ]
-    writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+async def _post(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: int, body: bytes, session: str | None
+) -> tuple[dict[str, str], bytes]:
+    writer.write(post_request(port, body, session))
     head = (await reader.readuntil(b"\r\n\r\n")).decode()
     status, *fields = head.split("\r\n")
     if status.split()[1] not in ("200", "202"):

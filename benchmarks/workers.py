@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from protocol import VERSION, call, wait_for_port
+from protocol import call, post_request, wait_for_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -135,16 +135,7 @@ class Connection(asyncio.Protocol):
 
 async def load(port: int) -> float:
     """Calls per second over `CONNECTIONS` connections."""
-    body = call(1)
-    lines = [
-        "POST /mcp HTTP/1.1",
-        f"Host: 127.0.0.1:{port}",
-        "Content-Type: application/json",
-        "Accept: application/json, text/event-stream",
-        f"MCP-Protocol-Version: {VERSION}",
-        f"Content-Length: {len(body)}",
-    ]
-    request = "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+    request = post_request(port, call(1))
     started = time.perf_counter()
     ends = [asyncio.Event() for _ in range(CONNECTIONS)]
     loop = asyncio.get_running_loop()

@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.deployment.docker_engine import docker_engine
+from tests.deployment.programs import own, said
 from tests.deployment.stand_ins import provide_python, provide_services, proxies, registry_settings
 from tests.render.conftest import Renderer, copy_template
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.deployment.docker_engine import Engine
 
 BUILD_S = 240
 TRIALS = '''\
-"""Tools with which the tests of the containers try the server."""
+"""Tools with which the tests try the server."""
 
+import os
 import time
 
 import anyio
 
 from ..reliability import tool
+
+leaked: list[bytes] = []
 
 
 @tool(title="Echo", read_only=True)
@@ -49,8 +50,21 @@ async def block_the_loop(seconds: float) -> str:
     """Do what no tool must do."""
     time.sleep(seconds)
     return "blocked"
+
+
+@tool(title="Leak")
+async def leak(megabytes: int) -> str:
+    """Keep so much memory."""
+    leaked.append(os.urandom(1) * megabytes * 1_000_000)
+    return "leaked"
+
+
+@tool(title="Leave")
+async def leave(code: int) -> str:
+    """End the process at once."""
+    os._exit(code)
 '''
-"""Tools which the project of the containers gets beside its own."""
+"""Tools which a project that is tried gets beside its own."""
 
 
 @pytest.fixture(scope="session")
@@ -107,15 +121,5 @@ def build(engine: Engine, directory: Path, name: str, *arguments: object) -> str
 
 def lock(directory: Path) -> None:
     """Make `uv.lock`, as `mcp-scaffold new` does."""
-    uv = shutil.which("uv", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-    assert uv is not None
-    done = subprocess.run(
-        [uv, "lock", "--quiet"],
-        cwd=directory,
-        env={**os.environ, **registry_settings()},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=BUILD_S,
-    )
-    assert done.returncode == 0, done.stderr
+    environment = {**os.environ, **registry_settings()}
+    said(own("uv"), "lock", "--quiet", directory=directory, environment=environment, timeout_s=BUILD_S)

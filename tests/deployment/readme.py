@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from typing import TYPE_CHECKING
+
+from tests.deployment.programs import said
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,16 +20,6 @@ def commands(project: Path, heading: str) -> list[str]:
 
 def run(script: str, directory: Path, environment: dict[str, str], *, timeout_s: float) -> str:
     """Run commands until one fails, and return everything that they printed."""
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script],
-        cwd=directory,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-        timeout=timeout_s,
+    return said(
+        *("bash", "-euo", "pipefail", "-c", script), directory=directory, environment=environment, timeout_s=timeout_s
     )
-    assert done.returncode == 0, done.stdout
-    return done.stdout

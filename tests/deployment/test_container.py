@@ -66,17 +66,6 @@ def server(engine: Engine, image: str, tokens: tuple[Path, str]) -> Iterator[tup
         yield container, caller
 
 
-@pytest.fixture
-def report(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
-    """Print a line although the test passes."""
-
-    def show(line: str) -> None:
-        with capsys.disabled():
-            print(f"\n{line}")
-
-    return show
-
-
 # ---- What is in the image -------------------------------------------------------------------------------------------
 
 

@@ -29,7 +29,7 @@ from reliability.service_notify import _WATCHDOGS_PER_LIMIT
 from reliability.shutdown import CLEANUP_S
 
 from tests.deployment.callers import Caller, free_port, until
-from tests.deployment.conftest import lock
+from tests.deployment.conftest import TRIALS, lock
 from tests.deployment.machine import Machine, install_systemd, machine
 from tests.deployment.readme import commands, run
 from tests.deployment.stand_ins import registry_settings
@@ -55,45 +55,6 @@ UNIT = "/etc/systemd/system/my-server.service"
 UV = {"UV_LINK_MODE": "copy", "UV_PYTHON_DOWNLOADS": "never"}
 EXPOSURE = 3.0
 """What `systemd-analyze security` may find, of 10."""
-TRIALS = '''\
-"""Tools with which the tests of the service managers try the server."""
-
-import os
-import time
-
-import anyio
-
-from ..reliability import tool
-
-leaked: list[bytes] = []
-
-
-@tool(title="Sleep", read_only=True)
-async def sleep(seconds: float) -> str:
-    """Take so long to answer."""
-    await anyio.sleep(seconds)
-    return "slept"
-
-
-@tool(title="Block")
-async def block(seconds: float) -> str:
-    """Do what no tool must do."""
-    time.sleep(seconds)
-    return "blocked"
-
-
-@tool(title="Leak")
-async def leak(megabytes: int) -> str:
-    """Keep so much memory."""
-    leaked.append(os.urandom(1) * megabytes * 1_000_000)
-    return "leaked"
-
-
-@tool(title="Leave")
-async def leave(code: int) -> str:
-    """End the process at once."""
-    os._exit(code)
-'''
 SCRIPT = """\
 #!{python}
 import sys
@@ -539,7 +500,7 @@ def test_systemd_ends_a_server_whose_loop_is_stuck_and_starts_it_again(systemd: 
     systemd.start()
     systemd.caller.wait()
     with contextlib.suppress(httpx2.HTTPError):
-        systemd.caller.post("block", seconds=25)
+        systemd.caller.post("block_the_loop", seconds=25)
     until(lambda: systemd.starts() == 2)
     systemd.caller.wait()
     assert "in block" in systemd.stray()  # where it was stuck

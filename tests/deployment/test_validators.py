@@ -5,19 +5,19 @@ Those of systemd and Kubernetes are asked in the tests of these.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.deployment.debian import program
+from tests.deployment.programs import own, said
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.render.conftest import Renderer
 
 PRESETS: list[dict[str, Any]] = [
@@ -25,7 +25,6 @@ PRESETS: list[dict[str, Any]] = [
     {"preset": "http"},
     {"preset": "full", "ci": "gitlab", "storage": "sqlite", "authentication": "token"},
 ]
-LIMIT_S = 60
 YAML_RULES = """\
 extends: default
 rules:
@@ -47,21 +46,21 @@ def project(request: pytest.FixtureRequest, render: Renderer) -> Path:
 
 
 def test_hadolint_finds_nothing_in_the_dockerfile(project: Path) -> None:  # R65
-    assert said(_own("hadolint"), "--failure-threshold", "style", project / "Dockerfile") == ""
+    assert said(own("hadolint"), "--failure-threshold", "style", project / "Dockerfile") == ""
 
 
 def test_the_compose_file_fits_the_specification(project: Path) -> None:
-    said(_own("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", project / "compose.yaml")
+    said(own("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", project / "compose.yaml")
 
 
 def test_the_workflow_fits_its_schema_and_is_safe(project: Path) -> None:
     if (project / ".gitlab-ci.yml").exists():
-        said(_own("check-jsonschema"), "--builtin-schema", "vendor.gitlab-ci", project / ".gitlab-ci.yml")
+        said(own("check-jsonschema"), "--builtin-schema", "vendor.gitlab-ci", project / ".gitlab-ci.yml")
         return
     workflow = project / ".github" / "workflows" / "ci.yml"
-    said(_own("check-jsonschema"), "--builtin-schema", "vendor.github-workflows", workflow)
+    said(own("check-jsonschema"), "--builtin-schema", "vendor.github-workflows", workflow)
     options = ("--offline", "--no-progress", "--persona", "pedantic", "--color", "never")
-    assert "No findings to report" in said(_own("zizmor"), *options, workflow)
+    assert "No findings to report" in said(own("zizmor"), *options, workflow)
 
 
 def test_yamllint_finds_nothing(project: Path) -> None:
@@ -77,7 +76,7 @@ def test_shellcheck_finds_nothing_in_the_commands_of_the_readme(project: Path) -
     assert len(blocks) > 10
     assert not list(project.rglob("*.sh"))
     for block in blocks:
-        assert said(_own("shellcheck"), "--shell", "bash", "--exclude", NOT_HERE, "-", text=f"set -e\n{block}") == ""
+        assert said(own("shellcheck"), "--shell", "bash", "--exclude", NOT_HERE, "-", text=f"set -e\n{block}") == ""
 
 
 def test_promtool_finds_nothing(project: Path) -> None:
@@ -88,29 +87,3 @@ def test_promtool_finds_nothing(project: Path) -> None:
     assert "8 rules found" in said(
         promtool, "check", "rules", *options, project / "deploy" / "prometheus" / "alerts.yml"
     )
-
-
-def said(*command: object, text: str | None = None) -> str:
-    """Return what a validator said.
-
-    Raises:
-        AssertionError: It found something.
-    """
-    done = subprocess.run(
-        list(map(str, command)),
-        input=text,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-        timeout=LIMIT_S,
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
-
-
-def _own(name: str) -> str:
-    """Return a program of the test's own environment."""
-    found = shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-    assert found is not None, f"{name} is missing: it comes with the extra `test`"
-    return found

@@ -37,17 +37,6 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture
-def report(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
-    """Print a line although the test passes."""
-
-    def show(line: str) -> None:
-        with capsys.disabled():
-            print(f"\n{line}")
-
-    return show
-
-
 @pytest.fixture(scope="session")
 def generated(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Render a preset, with other answers if any; without git Copier renders what is there, and not the latest tag."""

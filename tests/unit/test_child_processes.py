@@ -39,15 +39,6 @@ def descriptors() -> set[str]:
     return set(os.listdir("/dev/fd"))
 
 
-def is_running(pid: int) -> bool:
-    """Whether the process exists; a zombie does."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 async def pid_in(path: Path) -> int:
     await until(lambda: path.exists() and path.read_text().endswith("\n"))
     return int(await anyio.Path(path).read_text())
@@ -134,7 +125,7 @@ async def test_r47_a_program_that_hangs_is_killed(tmp_path: Path) -> None:
     with pytest.raises(DependencyTimeout) as caught:
         await run_program(python(code, tmp_path / "pid"), timeout_s=0.5)
     assert caught.value.limit_s == 0.5
-    assert not is_running(await pid_in(tmp_path / "pid"))
+    assert not psutil.pid_exists(await pid_in(tmp_path / "pid"))
 
 
 async def test_r44_the_deadline_of_the_call_is_reported_as_its_own() -> None:
@@ -175,7 +166,7 @@ async def test_r47_a_program_that_ignores_sigterm_is_killed_all_the_same(tmp_pat
         cancelled = time.monotonic()
         calls.cancel_scope.cancel()
     assert time.monotonic() - cancelled < 5
-    assert not is_running(pid)
+    assert not psutil.pid_exists(pid)
 
 
 @pytest.mark.parametrize("stream", [1, 2])
@@ -214,14 +205,14 @@ async def test_r47_what_a_program_started_ends_with_it(tmp_path: Path) -> None:
     result = await run_program(python(GRANDCHILD, tmp_path / "pid", "child", "ends"), timeout_s=PATIENCE_S)
     assert (result.text, result.exit_code) == ("grandchild\n", 0)
     pid = await pid_in(tmp_path / "pid")
-    await until(lambda: not is_running(pid))  # it is reaped by init
+    await until(lambda: not psutil.pid_exists(pid))  # it is reaped by init
 
 
 async def test_r47_what_a_program_started_is_killed_with_it(tmp_path: Path) -> None:
     with pytest.raises(DependencyTimeout):
         await run_program(python(GRANDCHILD, tmp_path / "pid", "child", "hangs"), timeout_s=1)
     pid = await pid_in(tmp_path / "pid")
-    await until(lambda: not is_running(pid))
+    await until(lambda: not psutil.pid_exists(pid))
 
 
 @pytest.mark.parametrize("ending", ["ends", "hangs"])
@@ -268,7 +259,7 @@ async def test_cancelled_at_any_moment_nothing_is_lost(
     await all_is_back(nothing_left_behind)
     if (tmp_path / "pid").exists():
         pid = await pid_in(tmp_path / "pid")
-        await until(lambda: not is_running(pid))
+        await until(lambda: not psutil.pid_exists(pid))
 
 
 async def test_r59_only_so_many_programs_run_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -306,4 +297,4 @@ async def test_a_closing_event_loop_leaves_no_program(tmp_path: Path) -> None:
         return pid
 
     pid = await anyio.to_thread.run_sync(lambda: asyncio.run(leave()))
-    await until(lambda: not is_running(pid))
+    await until(lambda: not psutil.pid_exists(pid))

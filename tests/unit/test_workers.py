@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import psutil
 import pytest
 from reliability import workers
 from reliability.restart_policy import RestartPolicy
@@ -113,14 +114,6 @@ async def running(
                 await run.done.wait()
 
 
-def is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 # ---- start ---------------------------------------------------------------------------------------------------------
 
 
@@ -183,7 +176,7 @@ async def test_r30_a_worker_that_ends_again_and_again_is_given_up(
     async with running(tmp_path, {2: {"exits": 7}}) as run:
         assert await run.ends() == 1
     assert len(run.starts(2)) == 4  # three restarts are allowed here
-    assert not is_running(run.starts(1)[0])
+    assert not psutil.pid_exists(run.starts(1)[0])
     assert "a worker is given up: it ends again and again" in caplog.messages
 
 
@@ -311,7 +304,7 @@ async def test_r68_all_workers_stop_in_order(tmp_path: Path) -> None:
         run.shutdown.request("SIGTERM")
         assert run.service.unready_because() == "the server is stopping"
         assert await run.ends() == 0
-    assert [is_running(run.starts(number)[0]) for number in (1, 2, 3)] == [False] * 3
+    assert [psutil.pid_exists(run.starts(number)[0]) for number in (1, 2, 3)] == [False] * 3
 
 
 @pytest.mark.parametrize("plan", [{"exit_at_end": 1}, {"ignores_term": True}])
@@ -324,7 +317,7 @@ async def test_r68_a_worker_that_does_not_shows_in_the_exit_code(
         await run.ready()
         run.shutdown.request("SIGTERM")
         assert await run.ends() == 1
-    assert not is_running(run.starts(2)[0])
+    assert not psutil.pid_exists(run.starts(2)[0])
 
 
 async def test_r68_a_stop_during_the_start_is_orderly(tmp_path: Path) -> None:
