@@ -381,17 +381,22 @@ class Site:
         return httpx2.Response(200, stream=httpx2.ByteStream(data))
 
 
-async def found_by(
-    monkeypatch: pytest.MonkeyPatch, pages: dict[str, Any], **options: Any
-) -> tuple[list[Any] | str, list[str]]:
-    """What is found, or what is said instead, and what was asked for."""
-    site = Site(pages)
+def serve(monkeypatch: pytest.MonkeyPatch, site: Site) -> None:
+    """Let every request go to the site."""
     real: Callable[..., Any] = HttpClient
     monkeypatch.setattr(
         oauth_tokens,
         "HttpClient",
         lambda *arguments, **named: real(*arguments, **named, transport=httpx2.MockTransport(site)),
     )
+
+
+async def found_by(
+    monkeypatch: pytest.MonkeyPatch, pages: dict[str, Any], **options: Any
+) -> tuple[list[Any] | str, list[str]]:
+    """What is found, or what is said instead, and what was asked for."""
+    site = Site(pages)
+    serve(monkeypatch, site)
     config = OAuthConfig(**{"issuer": ISSUER, "audience": AUDIENCE, **options})
     source = oauth_tokens._Source(config, Dependency("issuer", ISSUER_LIMITS))
     try:
@@ -467,6 +472,27 @@ async def test_r70_what_the_issuer_says_is_not_believed_of_others(
 async def test_r70_an_issuer_that_fails_is_a_dependency_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     found, _ = await found_by(monkeypatch, {f"{ISSUER}{RFC8414}": 500})
     assert found == "The dependency 'issuer' answered with status 500 (Internal Server Error)."
+
+
+@pytest.mark.parametrize("failed", range(6))
+async def test_r70_an_issuer_that_comes_back_is_noticed_by_the_next_request(
+    monkeypatch: pytest.MonkeyPatch, failed: int
+) -> None:
+    site, clock = Site({}), FakeClock()
+    serve(monkeypatch, site)
+    issuer = Dependency("issuer", ISSUER_LIMITS, clock=clock)
+    checks = OAuthTokens(OAuthConfig(issuer=ISSUER, audience=AUDIENCE), issuer, clock=clock)
+    site.pages = {f"{ISSUER}{RFC8414}": 503}
+    for _ in range(failed):
+        with pytest.raises(DependencyError):
+            await checks.verify_token(token())
+        await anyio.wait_all_tasks_blocked()
+        clock.now += 10
+    site.pages = {
+        f"{ISSUER}{RFC8414}": {"issuer": ISSUER, "jwks_uri": f"{ISSUER}/k"},
+        f"{ISSUER}/k": {"keys": [public_key()]},
+    }
+    await checks.verify_token(token())
 
 
 async def test_r7_a_document_without_end_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:

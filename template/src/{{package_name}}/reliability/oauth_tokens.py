@@ -53,6 +53,8 @@ _TYPES = ("at+jwt", "application/at+jwt", "jwt")
 _FRESH_S = 300.0
 _RETRY_S = 10.0
 _FETCH_S = 5.0
+_OPEN_S = 4.0
+"""What is left between a fetch that took its time and the next one, less a second."""
 _PATIENCE_S = 4.0
 """Of a call that waits for the keys; less than that of whoever fetches them."""
 _KEYS = "the issuer's keys"
@@ -63,15 +65,16 @@ ISSUER_LIMITS = DependencyLimits(
     attempt_timeout_s=3,
     max_concurrent=2,
     circuit_breaker=CircuitBreakerConfig(
-        sliding_window_size=5,
+        sliding_window_type="consecutive",
         minimum_number_of_calls=3,
-        wait_duration_in_open_state_s=_RETRY_S,
-        max_wait_duration_in_open_state_s=3 * _RETRY_S,
+        wait_duration_in_open_state_s=_OPEN_S,
+        max_wait_duration_in_open_state_s=_OPEN_S,
         permitted_number_of_calls_in_half_open_state=1,
     ),
     retry=RetryConfig(attempts=2),
 )
-"""For the issuer: it is asked seldom, and should be asked again soon."""
+"""For the issuer: it is asked so seldom that one good answer means more than all before it, and once its keys are due
+again the breaker is no longer open: what shields the issuer then is the time between two requests for its keys."""
 
 
 @dataclass(frozen=True, kw_only=True)
