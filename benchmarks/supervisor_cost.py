@@ -34,6 +34,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SIZES = (100, 1_000, 10_000, 100_000, 1_000_000, 5_000_000)
 TURNS = 15
 BYTES_A_TURN = 20_000_000
+OFFICIAL_TURNS = 200
+OFFICIAL_BYTES_A_TURN = 2_000_000
 TOOL = '''"""The tool that is measured."""
 
 from ..reliability import tool
@@ -109,8 +111,8 @@ def compare(title: str, measures: Sequence[Callable[[], float]], calls: int, sup
     print(f"| {title} | {without:,.0f} /s | {with_it:,.0f} /s | {ratio:.2f} | {cost_us:,.0f} us |", flush=True)
 
 
-def official_client(commands: list[list[str]], environment: dict[str, str]) -> None:
-    """Compare with the client that people use."""
+def official_client(commands: list[list[str]], environment: dict[str, str], sizes: Sequence[int]) -> None:
+    """Compare with the client that people use: many short turns, because what is looked for is small."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the servers' logs
 
     async def main() -> None:
@@ -118,22 +120,35 @@ def official_client(commands: list[list[str]], environment: dict[str, str]) -> N
             servers = [
                 StdioServerParameters(command=command[0], args=command[1:], env=environment) for command in commands
             ]
-            async with Client(servers[0], mode=era) as one, Client(servers[1], mode=era) as two:
-                await turns_of(era, [one, two])
-
-    async def turns_of(era: str, clients: list[Client]) -> None:
-        async def measure(client: Client) -> float:
-            started = time.perf_counter()
-            for _ in range(200):
-                await client.call_tool("echo", {"text": "x"})
-            return 200 / (time.perf_counter() - started)
-
-        found = [[await measure(client) for client in clients] for _ in range(TURNS + 1)][1:]
-        without, with_it = (statistics.median(turn[i] for turn in found) for i in (0, 1))
-        ratio = statistics.median(turn[1] / turn[0] for turn in found)
-        print(f"| official client, {era} | {without:,.0f} /s | {with_it:,.0f} /s | {ratio:.2f} |", flush=True)
+            async with Client(servers[0], mode=era) as without, Client(servers[1], mode=era) as with_it:
+                for size in sizes:
+                    await compare_clients(f"{era}, {size:,} bytes", (without, with_it), size)
 
     anyio.run(main)
+
+
+async def compare_clients(title: str, clients: Sequence[Client], size: int) -> None:
+    """Print the calls in a second, the ratio of these, and how exact it is."""
+    calls = max(1, min(50, OFFICIAL_BYTES_A_TURN // size))
+    text = "x" * size
+
+    async def measure(client: Client) -> float:
+        started = time.perf_counter()
+        for _ in range(calls):
+            await client.call_tool("echo", {"text": text})
+        return time.perf_counter() - started
+
+    for client in clients:
+        await measure(client)
+    turns: list[list[float]] = []
+    for number in range(OFFICIAL_TURNS):
+        order = (0, 1) if number % 2 else (1, 0)
+        taken = {index: await measure(clients[index]) for index in order}
+        turns.append([taken[0], taken[1]])
+    ratios = [without / with_it for without, with_it in turns]
+    middle, error = statistics.median(ratios), statistics.stdev(ratios) / len(ratios) ** 0.5
+    per_s = [calls / statistics.median(turn[index] for turn in turns) for index in (0, 1)]
+    print(f"| {title} | {per_s[0]:,.0f} /s | {per_s[1]:,.0f} /s | {middle:.3f} +- {error:.3f} |", flush=True)
 
 
 def main() -> None:
@@ -153,7 +168,7 @@ def main() -> None:
                 measures = [partial(turn.calls_per_second, size, calls, in_flight) for turn in turns]
                 compare(f"{size:,} bytes, {in_flight} at a time", measures, calls, sessions[1])
         print(f"memory of the supervisor: {sessions[1].resident_mb():.1f} MB")
-        official_client(commands, environment)
+        official_client(commands, environment, sizes)
 
 
 if __name__ == "__main__":

@@ -254,6 +254,18 @@ def test_a_line_that_is_dropped_ends_where_it_ends(end: bytes, size: int) -> Non
     assert cutter.rest() == b""
 
 
+def test_only_what_begins_and_ends_a_line_is_one() -> None:
+    cutter = LineCutter()
+    assert cutter.is_line(b"{}\n")
+    assert [cutter.is_line(chunk) for chunk in (b"{}", b"{}\n{}\n", b"{}\n{", b"\n\n")] == [False] * 4
+    cutter.feed(b"{")
+    assert not cutter.is_line(b"}\n")
+    cutter.drop()
+    assert not cutter.is_line(b"}\n")
+    cutter.feed(b"}\n")
+    assert cutter.is_line(b"{}\n")
+
+
 @given(IDS, IDS, st.sampled_from([["jsonrpc", "id", "result"], ["result", "id", "jsonrpc"]]), JSON)
 def test_another_id_changes_nothing_else(old: int | str, new: int | str, order: list[str], value: Any) -> None:
     message = {"jsonrpc": "2.0", "id": old, "result": {"value": value}}

@@ -362,12 +362,12 @@ def test_a_stream_that_never_ends_does_not_delay_a_restart() -> None:
 def test_a_long_request_may_pass_before_it_has_ended() -> None:
     world = World()
     begun = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"text":"' + b"x" * 5000
-    assert not world.session.lets_pass(begun)
+    assert not world.session.passes_beginning(begun)
     world.handshake()
-    assert world.session.lets_pass(begun)
+    assert world.session.passes_beginning(begun)
     assert world.session.calls_in_flight == 1
-    assert not world.session.lets_pass(begun.replace(b"tools/call", b"initialize"))
-    assert world.session.lets_pass(b"rubbish")
+    assert not world.session.passes_beginning(begun.replace(b"tools/call", b"initialize"))
+    assert world.session.passes_beginning(b"rubbish")
     assert world.session.calls_in_flight == 1
 
 
@@ -507,9 +507,9 @@ def test_r17_a_long_line_passes_in_pieces_where_its_end_changes_nothing(state: s
         world.to_server()
         world.session.drain(0.0)
     begun = call(1)[:-5] + b"x" * 1000
-    assert world.session.lets_pass(begun) == (state == "live")
-    assert world.session.lets_pass(call(2, "resources/subscribe")[:-5]) is False
-    assert world.session.lets_pass(b"rubbish") == (state == "live")
+    assert world.session.passes_beginning(begun) == (state == "live")
+    assert world.session.passes_beginning(call(2, "resources/subscribe")[:-5]) is False
+    assert world.session.passes_beginning(b"rubbish") == (state == "live")
     world.session.server_ended(0.0, "SIGKILL")
     told = [answer["id"] for answer in world.to_client() if "id" in answer]
     assert told == {"live": [1], "draining": [9]}.get(state, [])

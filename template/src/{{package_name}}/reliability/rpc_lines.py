@@ -148,6 +148,10 @@ class LineCutter:
         self._parts: list[bytes] = []
         self._is_dropping = False
 
+    def is_line(self, chunk: bytes) -> bool:
+        """Whether `chunk` is a whole line, as nearly always."""
+        return not self._parts and not self._is_dropping and chunk.find(b"\n") == len(chunk) - 1
+
     def feed(self, chunk: bytes) -> list[Line]:
         """The lines that `chunk` completes, in order."""
         if self._is_dropping:
@@ -155,7 +159,7 @@ class LineCutter:
             self._is_dropping = not separator
             if not chunk:
                 return []
-        if not self._parts and chunk.find(b"\n") == len(chunk) - 1:
+        if self.is_line(chunk):
             return [chunk]
         first, separator, rest = chunk.partition(b"\n")
         if not separator:

@@ -177,15 +177,15 @@ class Supervisor:
 
     def _write(self, now: float) -> None:
         server = self._server
-        if server is not None and (self._session.to_server or server.stdin.size or self._backlog):
-            self._write_to_server(server, now)
-        if self._session.to_client or self._backlog:
-            self._write_to_client(now)
+        session = self._session
+        if server is not None and not server.stdin.is_closed and (session.to_server or server.stdin.size):
+            lines, session.to_server = session.to_server, []
+            self._write_to_server(server, lines, now)
+        if session.to_client or self._backlog:
+            lines, session.to_client = session.to_client, []
+            self._write_to_client(lines, now)
 
-    def _write_to_server(self, server: SupervisedServer, now: float) -> None:
-        if server.stdin.is_closed:
-            return
-        lines, self._session.to_server = self._session.to_server, []
+    def _write_to_server(self, server: SupervisedServer, lines: list[Line], now: float) -> None:
         try:
             server.stdin.write(lines)
         except OSError:
@@ -195,8 +195,7 @@ class Supervisor:
         if self._input_ended and not server.stdin.size:
             self._close_stdin(server)
 
-    def _write_to_client(self, now: float) -> None:
-        lines, self._session.to_client = self._session.to_client, []
+    def _write_to_client(self, lines: list[Line], now: float) -> None:
         try:
             self._client.write(lines)
         except OSError:
@@ -219,6 +218,7 @@ class Supervisor:
     # ---- the client ------------------------------------------------------------------------------------------------
 
     def _read_client(self, now: float) -> None:
+        session = self._session
         for _ in range(_CHUNKS_AT_ONCE):
             chunk = read(0)
             if chunk is None:
@@ -226,7 +226,11 @@ class Supervisor:
             if not chunk:
                 self._end_of_input(now)
                 return
-            self._take_in(chunk, now)
+            server = self._server if self._passing is None and not session.to_server else None
+            if server is not None and self._incoming.is_line(chunk) and session.passes_request(chunk):
+                self._write_to_server(server, [chunk], now)
+            else:
+                self._take_in(chunk, now)
             if len(chunk) < CHUNK_BYTES:
                 return
 
@@ -239,7 +243,7 @@ class Supervisor:
         for line in self._incoming.feed(chunk) if chunk else ():
             self._session.client_line(line, now)
         beginning = self._incoming.long_beginning()
-        if beginning is not None and self._server is not None and self._session.lets_pass(beginning):
+        if beginning is not None and self._server is not None and self._session.passes_beginning(beginning):
             self._write(now)  # what comes before it
             self._passing = self._server.stdin
             for piece in self._incoming.take():
@@ -305,7 +309,7 @@ class Supervisor:
         self._due_changed = True
 
     def _read_server(self, now: float) -> None:
-        server = self._server
+        server, session = self._server, self._session
         if server is None:
             return
         for _ in range(_CHUNKS_AT_ONCE):
@@ -315,9 +319,13 @@ class Supervisor:
             if not chunk:
                 self._is_useless(server.stdout_fd, now)
                 return
-            for line in server.lines.feed(chunk):
-                self._server_line(line, now)
-            self._look_at_begun_line(server.lines)
+            is_usual = self._down_since is None and not session.to_client and server.lines.is_line(chunk)
+            if is_usual and session.passes_answer(chunk, now):
+                self._write_to_client([chunk], now)
+            else:
+                for line in server.lines.feed(chunk):
+                    self._server_line(line, now)
+                self._look_at_begun_line(server.lines)
             if len(chunk) < CHUNK_BYTES:
                 return
 

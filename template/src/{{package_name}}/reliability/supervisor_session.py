@@ -134,13 +134,12 @@ class SupervisorSession:
 
     def client_line(self, line: Line, now: float) -> None:
         """The client has sent a line."""
+        if self.passes_request(line):
+            self.to_server.append(line)
+            return
         kind, request_id, method = glance(line)
         if kind is _REQUEST and request_id is not None and method is not None:
-            if self.state is _LIVE and self._memory.era_is_known and method not in NOTED:
-                self._in_flight[request_id] = method
-                self.to_server.append(line)
-            else:
-                self._client_asks(line, request_id, method, now)
+            self._client_asks(line, request_id, method, now)
         elif kind is _RESPONSE:
             if (answer := self._questions.answer(line, request_id)) is not None:
                 self.to_server.append(answer)
@@ -149,7 +148,17 @@ class SupervisorSession:
         else:
             self._client_notifies(line, method, now)
 
-    def lets_pass(self, beginning: bytes) -> bool:
+    def passes_request(self, line: Line) -> bool:
+        """Whether a line of the client is a request that goes to the server as it is. It counts as passed on."""
+        if self.state is not _LIVE or not self._memory.era_is_known:
+            return False
+        kind, request_id, method = glance(line)
+        if kind is not _REQUEST or request_id is None or method is None or method in NOTED:
+            return False
+        self._in_flight[request_id] = method
+        return True
+
+    def passes_beginning(self, beginning: bytes) -> bool:
         """Whether a long line of the client may go to the server in pieces, as they come. It counts as passed on."""
         begun = glance_at_beginning(beginning)
         if begun is None or self.state is not State.LIVE or not self._memory.era_is_known:
@@ -209,6 +218,9 @@ class SupervisorSession:
 
     def server_line(self, line: Line, now: float) -> bool:
         """The present server has sent a line. False: it is no message and must not reach the client (R18)."""
+        if self.passes_answer(line, now):
+            self.to_client.append(line)
+            return True
         if self.state is State.GIVEN_UP:
             return True  # everybody has been answered
         self._heard_at = now
@@ -224,6 +236,19 @@ class SupervisorSession:
             self.to_client.append(self._questions.withdraw(line))
         else:
             self.to_client.append(line)
+        return True
+
+    def passes_answer(self, line: Line, now: float) -> bool:
+        """Whether a line of the server is an answer that goes to the client as it is. It counts as passed on."""
+        if self.state is not _LIVE or not self._has_answered:
+            return False
+        kind, request_id, _ = glance(line)
+        if kind is not _RESPONSE or request_id is None or request_id in self._opening:
+            return False
+        if self._in_flight.pop(request_id, None) is None:
+            return False
+        self._heard_at = now
+        self._probes = 0
         return True
 
     def _server_answers(self, line: Line, request_id: RequestId | None, now: float) -> None:
