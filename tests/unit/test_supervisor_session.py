@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from reliability import waiting_lines
-from reliability.rpc_lines import LongLine
+from reliability.rpc_lines import LongLine, encoded
 from reliability.supervisor_session import FAILED, State, SupervisorSession
 
 VERSION = "2025-11-25"
@@ -382,7 +382,11 @@ def test_a_long_answer_passes_in_its_pieces() -> None:
 
 
 def call(request_id: int, method: str = "tools/call") -> bytes:
-    return json.dumps({"jsonrpc": "2.0", "id": request_id, "method": method, "params": {}}).encode() + b"\n"
+    return encoded({"id": request_id, "method": method, "params": {}})
+
+
+def answer(request_id: int | str) -> bytes:
+    return encoded({"id": request_id, "result": {}})
 
 
 def refusals(world: World) -> list[tuple[Any, str, bool]]:
@@ -493,8 +497,10 @@ def test_a_call_that_is_cancelled_while_its_server_dies_is_not_answered() -> Non
     assert world.to_client() == []
 
 
-@pytest.mark.parametrize("state", ["unknown era", "down", "draining", "live"])
-def test_r17_a_long_line_passes_in_pieces_where_its_end_changes_nothing(state: str) -> None:
+STATES = ["unknown era", "down", "draining", "live"]
+
+
+def world_in(state: str) -> World:
     world = World()
     if state == "unknown era":
         world.session.server_started(0.0)
@@ -506,6 +512,68 @@ def test_r17_a_long_line_passes_in_pieces_where_its_end_changes_nothing(state: s
         world.client("tools/call", 9)
         world.to_server()
         world.session.drain(0.0)
+    return world
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_r17_a_call_and_its_answer_pass_at_once_in_the_middle_of_a_session(state: str) -> None:
+    world = world_in(state)
+    before = world.session.calls_in_flight
+    assert world.session.passes_call(call(1)) == (state == "live")
+    assert world.session.calls_in_flight == before + (state == "live")
+    assert world.session.passes_answer(answer(1), 0.0) == (state == "live")
+    assert world.session.calls_in_flight == before
+
+
+@pytest.mark.parametrize("method", ["initialize", "resources/subscribe", "notifications/cancelled"])
+def test_what_must_be_looked_at_does_not_pass_at_once(method: str) -> None:
+    assert not world_in("live").session.passes_call(call(1, method))
+
+
+def test_r26_a_call_that_passed_at_once_is_answered_when_its_server_dies() -> None:
+    world = world_in("live")
+    assert world.session.passes_call(call(1))
+    assert world.session.passes_call(call(2))
+    assert world.session.passes_answer(answer(1), 0.0)
+    world.session.server_ended(0.0, "SIGKILL")
+    (told,) = world.to_client()
+    assert (told["id"], told["error"]["data"]["kind"]) == (2, "outcome_unknown")
+
+
+def test_a_call_that_passed_at_once_can_be_cancelled() -> None:
+    world = world_in("live")
+    assert world.session.passes_call(call(1))
+    world.client("notifications/cancelled", requestId=1)
+    assert world.session.calls_in_flight == 0
+
+
+def test_answers_that_the_supervisor_waits_for_do_not_pass_at_once() -> None:
+    world = World()
+    world.session.server_started(0.0)
+    assert not world.session.passes_answer(answer(0), 0.0)  # somebody's first
+    world.handshake()
+    assert world.session.passes_answer(answer(1), 0.0)
+    world.client("initialize", 5, protocolVersion=VERSION)
+    assert not world.session.passes_answer(answer(5), 0.0)
+    world.server(5)
+    assert world.session.passes_answer(answer(6), 0.0)
+    world.to_server()
+    world.session.tick(30.0)  # it is asked whether it lives
+    (question,) = world.to_server()
+    assert not world.session.passes_answer(answer(question["id"]), 31.0)
+    world.server(question["id"], now=31.0)
+    assert world.session.passes_answer(answer(7), 31.0)
+
+
+def test_r32_an_answer_that_passed_at_once_is_a_sign_of_life() -> None:
+    world = world_in("live")
+    assert world.session.passes_answer(answer(1), 20.0)
+    assert world.session.wait_s(20.0) == 30.0
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_r17_a_long_line_passes_in_pieces_where_its_end_changes_nothing(state: str) -> None:
+    world = world_in(state)
     begun = call(1)[:-5] + b"x" * 1000
     assert world.session.passes_beginning(begun) == (state == "live")
     assert world.session.passes_beginning(call(2, "resources/subscribe")[:-5]) is False

@@ -11,6 +11,7 @@ from typing import Any
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from reliability.rpc_lines import encoded
 from reliability.supervisor_session import FAILED, State, SupervisorSession
 
 QUEUE_S, START_S, SILENCE_S, DRAIN_S = 5.0, 8.0, 20.0, 4.0
@@ -64,6 +65,8 @@ class SupervisorSessionMachine(RuleBasedStateMachine):
             token="t",
         )
         self.server: Server | None = None
+        self.several_at_once = False
+        """Lines come together, and none passes before the others are looked at."""
         self.lives = 0
         self.sent: dict[int | str, Sent] = {}
         self.agreed = self.initialized = self.modern_agreed = False
@@ -168,12 +171,20 @@ class SupervisorSessionMachine(RuleBasedStateMachine):
             self.session.to_server = []
 
     def client_says(self, message: dict[str, Any]) -> None:
-        self.session.client_line(json.dumps({"jsonrpc": "2.0", **message}).encode() + b"\n", self.now)
+        line = encoded(message)
+        if not self.several_at_once and self.session.passes_call(line):
+            assert self.server is not None
+            self.server.pipe.append(line)
+        else:
+            self.session.client_line(line, self.now)
         self.pump()
 
     def server_says(self, message: dict[str, Any]) -> None:
-        line = json.dumps({"jsonrpc": "2.0", **message}).encode() + b"\n"
-        assert self.session.server_line(line, self.now)
+        line = encoded(message)
+        if not self.several_at_once and self.session.passes_answer(line, self.now):
+            self.to_client(line)
+        else:
+            assert self.session.server_line(line, self.now)
         self.pump()
 
     def ask(self, method: str, params: dict[str, Any]) -> int | str:
@@ -183,6 +194,10 @@ class SupervisorSessionMachine(RuleBasedStateMachine):
         meta = {"_meta": META} if self.era == "modern" else {}
         self.client_says({"id": request_id, "method": method, "params": {**params, **meta}})
         return request_id
+
+    @rule()
+    def lines_come_otherwise(self) -> None:
+        self.several_at_once = not self.several_at_once
 
     # ---- the client --------------------------------------------------------------------------------------------------
 

@@ -29,6 +29,10 @@ _HEAD = re.compile(
     rb'|"method"\s*:\s*"(notifications/[\x20\x21\x23-\x5b\x5d-\x7e]{1,200})"\s*[,}])'
 )
 """Groups: the id, the method of a request, the method of a notification."""
+is_call = re.compile(rb'\{(?:"method":|"jsonrpc":"2\.0","id":' + _ID + rb',"method":)"tools/call",').match
+"""Whether a line begins as the SDKs write a call of a tool. What has no id may begin so, too."""
+is_answer = re.compile(rb'\{"jsonrpc":"2\.0","id":' + _ID + rb',"(?:result|error)":\{.*\}\r?\n\Z', re.DOTALL).match
+"""Whether a line begins and ends as the SDKs write an answer."""
 _METHOD_FIRST = re.compile(rb'\{"method":' + _NAME + rb",")
 _ID_LAST = re.compile(rb',"jsonrpc":"2\.0"(?:,"id":' + _ID + rb")?\}\s*\Z")
 _TAIL_BYTES = 300

@@ -18,7 +18,8 @@ from __future__ import annotations
 import os
 from enum import Enum
 
-from .rpc_lines import Kind, encoded, glance, glance_at_beginning, parsed
+from .requests_in_flight import RequestsInFlight
+from .rpc_lines import Kind, encoded, glance, glance_at_beginning, is_answer, is_call, parsed
 from .server_questions import ServerQuestions, referred
 from .session_memory import NOTED, SessionMemory
 from .waiting_lines import Waiting, WaitingLines
@@ -99,8 +100,7 @@ class SupervisorSession:
         self._memory = SessionMemory()
         self._questions = ServerQuestions(self._new_id)
         self._queue = WaitingLines()
-        self._in_flight: dict[RequestId, str] = {}
-        """The methods of the requests that the present server has not answered."""
+        self._in_flight = RequestsInFlight()
         self._opening: dict[RequestId, Waiting] = {}
         """Those of them that can be asked again."""
         self._private: set[RequestId] = set()
@@ -122,24 +122,25 @@ class SupervisorSession:
     @property
     def calls_in_flight(self) -> int:
         """Requests that the present server has not answered."""
-        return len(self._in_flight)
+        return len(self._in_flight.methods)
 
     @property
     def awaits_first_answer(self) -> bool:
         """Whether the client has asked something of a server that has not said anything yet, the first one to do so."""
-        waits = self._in_flight or self._queue
+        waits = self._in_flight.methods or self._queue
         return bool(waits) and not self._has_answered and self.state in (State.REPLAYING, State.LIVE)
 
     # ---- lines of the client ---------------------------------------------------------------------------------------
 
     def client_line(self, line: Line, now: float) -> None:
         """The client has sent a line."""
-        if self.passes_request(line):
-            self.to_server.append(line)
-            return
         kind, request_id, method = glance(line)
         if kind is _REQUEST and request_id is not None and method is not None:
-            self._client_asks(line, request_id, method, now)
+            if self.state is _LIVE and self._memory.era_is_known and method not in NOTED:
+                self._in_flight.methods[request_id] = method
+                self.to_server.append(line)
+            else:
+                self._client_asks(line, request_id, method, now)
         elif kind is _RESPONSE:
             if (answer := self._questions.answer(line, request_id)) is not None:
                 self.to_server.append(answer)
@@ -148,14 +149,11 @@ class SupervisorSession:
         else:
             self._client_notifies(line, method, now)
 
-    def passes_request(self, line: Line) -> bool:
-        """Whether a line of the client is a request that goes to the server as it is. It counts as passed on."""
-        if self.state is not _LIVE or not self._memory.era_is_known:
+    def passes_call(self, line: bytes) -> bool:
+        """Whether a line of the client is a call that goes to the server as it is. It counts as passed on."""
+        if self.state is not _LIVE or not self._memory.era_is_known or not is_call(line):
             return False
-        kind, request_id, method = glance(line)
-        if kind is not _REQUEST or request_id is None or method is None or method in NOTED:
-            return False
-        self._in_flight[request_id] = method
+        self._in_flight.note(line)
         return True
 
     def passes_beginning(self, beginning: bytes) -> bool:
@@ -167,7 +165,7 @@ class SupervisorSession:
         if request_id is not None and method is not None:
             if method in NOTED:
                 return False
-            self._in_flight[request_id] = method
+            self._in_flight.methods[request_id] = method
         return True
 
     def _client_asks(self, line: Line, request_id: RequestId, method: str, now: float) -> None:
@@ -208,7 +206,7 @@ class SupervisorSession:
         self.to_server.append(entry.line)
         if entry.request_id is None or entry.method is None:
             return
-        self._in_flight[entry.request_id] = entry.method
+        self._in_flight.methods[entry.request_id] = entry.method
         if entry.method in _OPENING:
             self._opening[entry.request_id] = entry
         self.due_changed = True
@@ -218,9 +216,6 @@ class SupervisorSession:
 
     def server_line(self, line: Line, now: float) -> bool:
         """The present server has sent a line. False: it is no message and must not reach the client (R18)."""
-        if self.passes_answer(line, now):
-            self.to_client.append(line)
-            return True
         if self.state is State.GIVEN_UP:
             return True  # everybody has been answered
         self._heard_at = now
@@ -238,17 +233,13 @@ class SupervisorSession:
             self.to_client.append(line)
         return True
 
-    def passes_answer(self, line: Line, now: float) -> bool:
+    def passes_answer(self, line: bytes, now: float) -> bool:
         """Whether a line of the server is an answer that goes to the client as it is. It counts as passed on."""
-        if self.state is not _LIVE or not self._has_answered:
-            return False
-        kind, request_id, _ = glance(line)
-        if kind is not _RESPONSE or request_id is None or request_id in self._opening:
-            return False
-        if self._in_flight.pop(request_id, None) is None:
+        if self.state is not _LIVE or not self._has_answered or self._opening or self._private or not is_answer(line):
             return False
         self._heard_at = now
         self._probes = 0
+        self._in_flight.note(line)
         return True
 
     def _server_answers(self, line: Line, request_id: RequestId | None, now: float) -> None:
@@ -272,7 +263,7 @@ class SupervisorSession:
         """The request is answered or given up; returns it if it could have been asked again."""
         if request_id is None:
             return None
-        self._in_flight.pop(request_id, None)
+        self._in_flight.methods.pop(request_id, None)
         opening = self._opening.pop(request_id, None)
         self.due_changed = self.due_changed or opening is not None or self.state is State.DRAINING
         return opening
@@ -346,19 +337,19 @@ class SupervisorSession:
 
     def is_drained(self, now: float) -> bool:
         """Whether the present server is to be ended, because it wants to be and nobody waits for it."""
-        busy = any(method != _ENDLESS for method in self._in_flight.values())
+        busy = any(method != _ENDLESS for method in self._in_flight.methods.values())
         return self.state is State.DRAINING and (not busy or now >= self._drain_until)
 
     def end_drain(self) -> None:
         """The present server is drained and about to be ended: what it has not answered is not answered by it."""
-        for request_id, method in self._in_flight.items():
+        for request_id, method in self._in_flight.methods.items():
             if method == _ENDLESS:
                 continue
             self._abandoned.add(request_id)
             if request_id not in self._opening:  # which the next server answers
                 self._answer_unknown(request_id, method, "it had to be restarted")
         for request_id in self._abandoned:
-            self._in_flight.pop(request_id, None)
+            self._in_flight.methods.pop(request_id, None)
 
     def condemn(self, why: str) -> None:
         """The present server is of no use any more: it must be ended."""
@@ -378,11 +369,11 @@ class SupervisorSession:
         self.state = State.DOWN
         saved = [entry for line in [*unsent, *self.to_server] if (entry := self._saved(line, now)) is not None]
         saved[:0] = self._opening.values()
-        for request_id, method in self._in_flight.items():
+        for request_id, method in self._in_flight.methods.items():
             if request_id not in self._opening:
                 self._answer_unknown(request_id, method, why)
         self.to_client += self._questions.cancel_all(f"The server ended: {why}.")
-        for of_the_dead in (self.to_server, self._private, self._in_flight, self._opening, self._abandoned):
+        for of_the_dead in (self.to_server, self._private, self._in_flight.methods, self._opening, self._abandoned):
             of_the_dead.clear()
         self._replay_id = None
         for entry in [*saved, *self._queue.take_all()]:
@@ -391,7 +382,7 @@ class SupervisorSession:
     def _saved(self, line: Line, now: float) -> Waiting | None:
         """What must not be answered for the dead: an unsent request, which the next server can have."""
         kind, request_id, method = glance(line)
-        if kind is not _REQUEST or request_id not in self._in_flight or request_id in self._opening:
+        if kind is not _REQUEST or request_id not in self._in_flight.methods or request_id in self._opening:
             return None  # an answer may have the number of a request
         self._settle(request_id)
         return Waiting(line, request_id, method, now + self._queue_timeout_s)
