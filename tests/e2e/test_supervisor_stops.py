@@ -132,6 +132,21 @@ def test_a_client_that_closes_its_end_of_stdout(start: Callable[..., Supervised]
     wait_until_gone(server)
 
 
+def test_a_call_of_a_client_that_no_longer_reads_changes_nothing(start: Callable[..., Supervised]) -> None:  # R31
+    """The server's input has ended by then: it has the time that it always has, and is not ended for a deaf pipe."""
+    read_end, write_end = os.pipe()
+    supervised = start(stdout=write_end)
+    os.close(write_end)
+    supervised.introduce(HANDSHAKE)
+    supervised.logged("ready")
+    begin(supervised, "block_the_loop", 1.5)
+    os.close(read_end)
+    supervised.logged("stopping", reason="the client closed stdout")
+    supervised.call("unheard", "echo", text="x")
+    assert supervised.process.exit_code(within_s=3) == 0
+    supervised.logged("the server has ended", exit_code=0)
+
+
 # ---- signals ---------------------------------------------------------------------------------------------------------
 
 

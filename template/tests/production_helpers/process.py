@@ -220,7 +220,7 @@ class ServerProcess:
 
     def send(self, *messages: Mapping[str, Any] | bytes) -> None:
         """Write messages, or lines that only look like them."""
-        lines = [m if isinstance(m, bytes) else json.dumps(m).encode() + b"\n" for m in messages]
+        lines = [m if isinstance(m, bytes) else line_of(m) for m in messages]
         data = memoryview(b"".join(lines))
         while data:
             data = data[os.write(self.stdin.fileno(), data) :]
@@ -387,6 +387,11 @@ async def statistics_of(client: Client, tool: str) -> dict[str, Any]:
     """The figures of one tool in `get-metrics`."""
     content = cast(dict[str, Any], (await client.call_tool("get-metrics")).structured_content)
     return next(series for series in content["calls"] if series["name"] == tool)
+
+
+def line_of(message: Mapping[str, Any]) -> bytes:
+    """A message as the SDKs write it: without spaces."""
+    return json.dumps(message, separators=(",", ":")).encode() + b"\n"
 
 
 def wait_for(server: ServerProcess, event: str, *, within_s: float = START_S, **fields: object) -> dict[str, Any]:

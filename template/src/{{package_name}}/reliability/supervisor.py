@@ -227,7 +227,8 @@ class Supervisor:
                 self._end_of_input(now)
                 return
             server = self._server if self._passing is None and not session.to_server else None
-            if server is not None and self._incoming.is_line(chunk) and session.passes_call(chunk):
+            is_usual = server is not None and not server.stdin.is_closed and self._incoming.is_line(chunk)
+            if server is not None and is_usual and session.passes_call(chunk):
                 self._write_to_server(server, [chunk], now)
             else:
                 self._take_in(chunk, now)
