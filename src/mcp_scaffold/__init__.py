@@ -1,3 +1,3 @@
 """Render and update production-grade MCP servers."""
 
-__version__ = "0.6.1.dev0"
+__version__ = "0.6.1"
