@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import select
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
+from reliability.rpc_lines import encoded
 
 from tests.e2e.supervised import BUSY_MACHINE_S, ERAS, HANDSHAKE, MODERN, Supervised, until
 from tests.e2e.test_endurance import SEED, garbage
@@ -519,7 +519,7 @@ def line_of(supervised: Supervised, request_id: str, tool: str, arguments: dict[
     sent: list[bytes] = []
     process = supervised.process
     send = process.send
-    process.send = lambda message: sent.append(json.dumps(message).encode() + b"\n")
+    process.send = lambda message: sent.append(encoded(message))
     supervised.call(request_id, tool, **arguments)
     process.send = send
     return sent[0]

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from reliability.requests_in_flight import RequestsInFlight
-from reliability.rpc_lines import is_answer, is_call
+from reliability.rpc_lines import encoded, is_answer, is_call
 
 IDS = st.one_of(st.integers(0, 5), st.sampled_from(["a", "0"]))
 STEPS = st.lists(st.tuples(st.sampled_from(["call", "call", "answer", "look", "forget"]), IDS), max_size=60)
 
 
 def call(request_id: int | str) -> bytes:
-    return json.dumps({"jsonrpc": "2.0", "id": request_id, "method": "tools/call"}).encode() + b"\n"
+    return encoded({"id": request_id, "method": "tools/call"})
 
 
 def answer(request_id: int | str) -> bytes:
-    return json.dumps({"jsonrpc": "2.0", "id": request_id, "result": {}}).encode() + b"\n"
+    return encoded({"id": request_id, "result": {}})
 
 
 @given(STEPS)
